@@ -24,7 +24,7 @@ smaller than the window and none where both are equal (a patch embedding).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -138,6 +138,7 @@ class Kernel:
     op: str = ""
     epilogue: tuple[str, ...] = ()
     precision: Precision = Precision.FP32
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
         if min(self.m, self.n, self.k, self.batch, self.window, self.stride) < 1:
@@ -150,6 +151,27 @@ class Kernel:
         for name in self.epilogue:
             if name not in EPILOGUES:
                 raise ValueError(f"unknown epilogue {name!r}; known: {', '.join(sorted(EPILOGUES))}")
+        object.__setattr__(self, "_hash", hash(self._key()))  # a search looks kernels up millions of times
+
+    def _key(self) -> tuple[object, ...]:
+        return (
+            self.kind,
+            self.m,
+            self.n,
+            self.k,
+            self.batch,
+            self.window,
+            self.stride,
+            self.op,
+            self.epilogue,
+            self.precision,
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Kernel, self._key()  # another process hashes strings differently
 
     @property
     def outputs(self) -> int:

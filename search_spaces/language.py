@@ -1,0 +1,113 @@
+"""Language decoders as configs: Llama's block (RMSNorm, RoPE, grouped-query attention, SwiGLU), tied embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from search_spaces.errors import ConfigError
+from search_spaces.kernels import Kernel, KernelKind, Precision
+from search_spaces.vision import KernelCount
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@lru_cache(maxsize=None)
+def decoder_block(
+    tokens: int, keys: int, kv_heads: int, group: int, head_width: int, feed_forward: int, precision: Precision
+) -> tuple[Kernel, ...]:
+    """Kernels of one block for `tokens` new rows that attend to `keys` rows; prefill where both are equal.
+
+    The queries of a group are stacked in the rows of one product per KV head, so K and V are read once. A decode
+    step writes its row into a KV cache of `keys` rows before it attends.
+    """
+    width = kv_heads * group * head_width
+    rotated = (kv_heads * group + kv_heads) * head_width
+    prefill = tokens == keys
+    kernels = [
+        Kernel(KernelKind.NORM, tokens, width, op="rms_norm", precision=precision),
+        Kernel(KernelKind.LINEAR, tokens, width + 2 * kv_heads * head_width, width, precision=precision),
+        Kernel(KernelKind.ELEMENTWISE, tokens, rotated, op="rope", precision=precision),
+    ]
+    if not prefill:
+        cache = Kernel(KernelKind.ELEMENTWISE, keys, kv_heads * head_width, op="concat", precision=precision)
+        kernels += [cache, cache]
+    kernels += [
+        Kernel(KernelKind.SCORES, group * tokens, keys, head_width, batch=kv_heads, precision=precision),
+        Kernel(KernelKind.SOFTMAX, group * tokens, keys, batch=kv_heads, op="causal_softmax", precision=precision),
+        Kernel(KernelKind.VALUES, group * tokens, head_width, keys, batch=kv_heads, precision=precision),
+        Kernel(KernelKind.LINEAR, tokens, width, width, epilogue=("residual",), precision=precision),
+        Kernel(KernelKind.NORM, tokens, width, op="rms_norm", precision=precision),
+        Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=("silu",), precision=precision),
+        Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=("multiply",), precision=precision),
+        Kernel(KernelKind.LINEAR, tokens, width, feed_forward, epilogue=("residual",), precision=precision),
+    ]
+    return tuple(kernels)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageConfig:
+    """A Llama-style decoder; its width is kv_heads * queries_per_kv_head * head_width."""
+
+    depth: int
+    kv_heads: int
+    queries_per_kv_head: int
+    head_width: int
+    feed_forward: int
+    vocabulary: int
+
+    def __post_init__(self) -> None:
+        sizes = (self.depth, self.kv_heads, self.queries_per_kv_head, self.feed_forward, self.vocabulary)
+        if min(sizes) < 1:
+            raise ConfigError(f"every field of a decoder must be >= 1, but got {self}")
+        if self.head_width < 2 or self.head_width % 2:
+            raise ConfigError(f"head_width must be even (RoPE turns pairs), but got head_width={self.head_width}")
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.kv_heads * self.queries_per_kv_head
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.heads * self.head_width
+
+    @property
+    def kv_width(self) -> int:
+        """Channels of K (and of V) a token."""
+        return self.kv_heads * self.head_width
+
+    def kernels(self, tokens: int, keys: int, gathered: int, precision: Precision) -> Iterator[KernelCount]:
+        """Kernels for `tokens` new rows over `keys` rows in all, `gathered` of the new ones text; logits of the last."""
+        yield Kernel(KernelKind.GATHER, gathered, self.width, self.vocabulary, op="embedding", precision=precision), 1
+        if gathered < tokens:
+            yield Kernel(KernelKind.ELEMENTWISE, tokens, self.width, op="concat", precision=precision), 1
+        block = decoder_block(
+            tokens, keys, self.kv_heads, self.queries_per_kv_head, self.head_width, self.feed_forward, precision
+        )
+        for kernel in block:
+            yield kernel, self.depth
+        yield Kernel(KernelKind.NORM, 1, self.width, op="rms_norm", precision=precision), 1
+        yield Kernel(KernelKind.LINEAR, 1, self.vocabulary, self.width, precision=precision), 1
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; the tied embedding once."""
+        width = self.width
+        attention = width * (width + 2 * self.kv_width) + width * width
+        block = attention + 3 * width * self.feed_forward + 2 * width
+        return self.vocabulary * width + self.depth * block + width
+
+    def kv_cache_values(self, tokens: int) -> int:
+        """Values that K and V of all layers hold for `tokens` rows."""
+        return 2 * self.depth * self.kv_width * tokens
+
+    def build(self) -> nn.Module:
+        """The torch module; see `search_spaces.blocks.LanguageDecoder`."""
+        from search_spaces.blocks import LanguageDecoder
+
+        return LanguageDecoder(self)

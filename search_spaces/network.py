@@ -1,0 +1,141 @@
+"""The whole network: training forward, prefill, one decode step, and the three static graphs that are exported.
+
+B batch, L text tokens, T image tokens, D decoder width, V vocabulary, h head width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.blocks import causal_mask, rotary
+from search_spaces.kernels import Workload
+
+if TYPE_CHECKING:
+    from search_spaces.config import VLMConfig
+
+#: K and V of one layer, each (B, KV heads, rows, h).
+Cache = tuple[Tensor, Tensor]
+
+
+class VisionLanguageModel(nn.Module):
+    """Image tokens come first, text follows, and every row sees the rows before it."""
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = config.vision.build()
+        self.projector = config.projector.build(config.vision.grid, config.vision.width, config.language.width)
+        self.language = config.language.build()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Vision tokens: (B, 3, image_px, image_px) -> (B, grid * grid, vision width)."""
+        tokens: Tensor = self.vision(images)
+        return tokens
+
+    def project(self, vision_tokens: Tensor) -> Tensor:
+        """Image tokens: (B, grid * grid, vision width) -> (B, T, D)."""
+        tokens: Tensor = self.projector(vision_tokens)
+        return tokens
+
+    def decode(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        """Hidden rows before the final norm: (B, T, D), (B, L) -> (B, T + L, D)."""
+        x, _ = self._rows(image_tokens, token_ids)
+        return x
+
+    def forward(self, images: Tensor, token_ids: Tensor) -> Tensor:
+        """Logits of every row: images (B, 3, image_px, image_px), ids (B, L) -> (B, T + L, V)."""
+        logits: Tensor = self.language.logits(self.decode(self.project(self.encode(images)), token_ids))
+        return logits
+
+    def prefill(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, list[Cache]]:
+        """Logits of the last row (B, V) and K, V of every layer with T + L rows."""
+        x, caches = self._rows(image_tokens, token_ids)
+        return self.language.logits(x[:, -1:])[:, 0], caches
+
+    def step(self, token_id: Tensor, position: Tensor, caches: list[Cache]) -> tuple[Tensor, list[Cache]]:
+        """One new token: ids (B, 1), position (1,), caches of a fixed number of rows -> logits (B, V), new caches.
+
+        The token's K and V are written into row `position`; rows behind it are not looked at.
+        """
+        language = self.config.language
+        rows = torch.arange(caches[0][0].shape[2], device=position.device)
+        rope = rotary(position, language.head_width)
+        mask = torch.where(rows <= position, 0.0, float("-inf"))[None]  # (1, rows), the same for every query
+        write = (rows == position)[:, None]
+        x = self.language.embedding(token_id)
+        out: list[Cache] = []
+        for block, (k, v) in zip(self.language.blocks, caches, strict=True):
+            x, k, v = block(x, rope, mask, (k, v, write))
+            out.append((k, v))
+        return self.language.logits(x)[:, 0], out
+
+    def _rows(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, list[Cache]]:
+        language = self.config.language
+        x = torch.cat([image_tokens, self.language.embedding(token_ids)], dim=1)  # (B, T + L, D)
+        rows = x.shape[1]
+        rope = rotary(torch.arange(rows, device=x.device), language.head_width)
+        mask = causal_mask(rows, language.queries_per_kv_head).to(x)
+        caches: list[Cache] = []
+        for block in self.language.blocks:
+            x, k, v = block(x, rope, mask)
+            caches.append((k, v))
+        return x, caches
+
+
+class VisionGraph(nn.Module):
+    """Static graph: image (1, 3, image_px, image_px) -> image tokens (1, T, D)."""
+
+    def __init__(self, network: VisionLanguageModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode and project."""
+        return self.network.project(self.network.encode(image))
+
+
+class PrefillGraph(nn.Module):
+    """Static graph: image tokens (1, T, D), ids (1, L) -> logits (1, V), then K and V of each layer."""
+
+    def __init__(self, network: VisionLanguageModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, ...]:
+        """Prefill with the caches flattened."""
+        logits, caches = self.network.prefill(image_tokens, token_ids)
+        return (logits, *(tensor for cache in caches for tensor in cache))
+
+
+class DecodeGraph(nn.Module):
+    """Static graph: id (1, 1), position (1,), K and V of each layer -> logits (1, V), new K and V of each layer."""
+
+    def __init__(self, network: VisionLanguageModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, token_id: Tensor, position: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        """One decode step with the caches flattened."""
+        pairs = list(zip(caches[0::2], caches[1::2], strict=True))
+        logits, new = self.network.step(token_id, position, pairs)
+        return (logits, *(tensor for cache in new for tensor in cache))
+
+
+def graphs(network: VisionLanguageModel, workload: Workload) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    """The graphs of a request with example inputs: vision (with projector), prefill, decode."""
+    config, device = network.config, next(network.parameters()).device
+    side, rows = config.vision.image_px, config.context(workload)
+    image = torch.zeros(1, 3, side, side, device=device)
+    image_tokens = torch.zeros(1, workload.images * config.image_tokens, config.language.width, device=device)
+    ids = torch.zeros(1, workload.prompt_tokens, dtype=torch.int64, device=device)
+    cache = torch.zeros(1, config.language.kv_heads, rows, config.language.head_width, device=device)
+    caches = (cache,) * (2 * config.language.depth)
+    position = torch.full((1,), rows - 1, dtype=torch.int64, device=device)
+    return {
+        "vision": (VisionGraph(network), (image,)),
+        "prefill": (PrefillGraph(network), (image_tokens, ids)),
+        "decode": (DecodeGraph(network), (ids[:, :1], position, *caches)),
+    }

@@ -1,0 +1,67 @@
+"""`tiny`: models of 0.01 to 20 million parameters that train in a minute on a CPU; about 10^8 points.
+
+`image_tokens` is what the decoder sees; a projector that halves each side gets an encoder grid twice as fine, so
+every projector honours the same choice and no two points are the same model. `image_px` is a multiple of 24 because
+the grids 3, 4, 6, 8 and 12 all divide it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from search_spaces.config import VLMConfig
+from search_spaces.language import LanguageConfig
+from search_spaces.projectors import PROJECTORS
+from search_spaces.space import Point, SearchSpace
+from search_spaces.vision import ENCODERS
+
+#: Words of the digit scenes, special tokens included, rounded up; a data set replaces it by its own.
+DEFAULT_VOCABULARY = 64
+
+
+def _decode(point: Point) -> VLMConfig:
+    projector = PROJECTORS[str(point["projector"])]()
+    grid = math.isqrt(int(point["image_tokens"])) * projector.reduction
+    vision_width = int(point["vision_heads"]) * int(point["vision_head_width"])
+    heads = int(point["language_kv_heads"]) * int(point["language_queries_per_kv_head"])
+    language_width = heads * int(point["language_head_width"])
+    return VLMConfig(
+        vision=ENCODERS[str(point["encoder"])](
+            image_px=int(point["image_px"]),
+            grid=grid,
+            depth=int(point["vision_depth"]),
+            heads=int(point["vision_heads"]),
+            head_width=int(point["vision_head_width"]),
+            feed_forward=int(point["vision_expansion"]) * vision_width,
+        ),
+        projector=projector,
+        language=LanguageConfig(
+            depth=int(point["language_depth"]),
+            kv_heads=int(point["language_kv_heads"]),
+            queries_per_kv_head=int(point["language_queries_per_kv_head"]),
+            head_width=int(point["language_head_width"]),
+            feed_forward=int(float(point["language_expansion"]) * language_width),
+            vocabulary=DEFAULT_VOCABULARY,
+        ),
+    )
+
+
+TINY = SearchSpace(
+    name="tiny",
+    choices={
+        "encoder": tuple(sorted(ENCODERS)),
+        "image_px": (24, 48, 72, 96),
+        "vision_depth": (1, 2, 3, 4, 5, 6),
+        "vision_heads": (1, 2, 3, 4, 5, 6),
+        "vision_head_width": (16, 24, 32),
+        "vision_expansion": (1, 2, 3, 4),
+        "projector": tuple(sorted(PROJECTORS)),
+        "image_tokens": (9, 16, 36),
+        "language_depth": (1, 2, 3, 4, 5, 6),
+        "language_kv_heads": (1, 2, 3),
+        "language_queries_per_kv_head": (1, 2, 3, 4),
+        "language_head_width": (16, 24, 32, 40),
+        "language_expansion": (1.0, 1.5, 2.0, 3.0, 4.0),
+    },
+    decoder=_decode,
+)

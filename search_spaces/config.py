@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -72,22 +72,21 @@ class VLMConfig:
         """Rows of the KV cache: prompt and generated tokens; every decode step attends to all of them."""
         return self.prompt_length(workload) + workload.new_tokens
 
-    def kernels(self, phase: Phase, workload: Workload) -> Iterator[KernelCount]:
+    def kernels(self, phase: Phase, workload: Workload) -> tuple[KernelCount, ...]:
         """Kernels of one phase with their counts; the decode phase is one token."""
         if phase is Phase.PREFILL:
             rows = self.prompt_length(workload)
-            yield from _language_kernels(self.language, rows, rows, workload.prompt_tokens, self.precision)
-        elif phase is Phase.DECODE:
-            yield from _language_kernels(self.language, 1, self.context(workload), 1, self.precision)
+            return _language_kernels(self.language, rows, rows, workload.prompt_tokens, self.precision)
+        if phase is Phase.DECODE:
+            return _language_kernels(self.language, 1, self.context(workload), 1, self.precision)
+        if phase is Phase.VISION:
+            one_image = _vision_kernels(self.vision, self.precision)
         else:
-            shape = (self.vision.grid, self.vision.width, self.language.width, self.precision)
-            one_image = (
-                _vision_kernels(self.vision, self.precision)
-                if phase is Phase.VISION
-                else _projector_kernels(self.projector, *shape)
-            )
-            for kernel, count in one_image:
-                yield kernel, count * workload.images
+            widths = (self.vision.width, self.language.width)
+            one_image = _projector_kernels(self.projector, self.vision.grid, *widths, self.precision)
+        if workload.images == 1:
+            return one_image
+        return tuple((kernel, count * workload.images) for kernel, count in one_image)
 
     @property
     def component_parameters(self) -> dict[str, int]:

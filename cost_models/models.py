@@ -1,0 +1,45 @@
+"""The contract of a cost model, and the registry of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.errors import CostError
+from cost_models.learned import LearnedModel
+from cost_models.roofline import RooflineModel
+from hardware_profiles import Basis, Profile
+from search_spaces import Kernel, unknown
+
+
+class CostModel(Protocol):
+    """Prices kernels on one profile. Laws: finite, positive, additive, never faster than the profile's peak."""
+
+    @property
+    def profile(self) -> Profile:
+        """The device whose seconds these are."""
+
+    def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
+        """Seconds of one run of each kernel, (len(kernels),); a kernel that it cannot price raises CostError."""
+
+    def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
+        """How the seconds of each kernel were obtained."""
+
+
+#: Every cost model by name; called with a profile.
+COST_MODELS: dict[str, Callable[[Profile], CostModel]] = {"roofline": RooflineModel, "learned": LearnedModel.of}
+
+
+def cost_model(name: str, profile: Profile) -> CostModel:
+    """The named model for a profile; `auto` is the learned one where the profile has timed kernels, else roofline."""
+    if name == "auto":
+        name = "learned" if profile.kernels_csv.is_file() else "roofline"
+    if name not in COST_MODELS:
+        raise unknown("cost model", name, [*COST_MODELS, "auto"])
+    return COST_MODELS[name](profile)
+
+
+__all__ = ["COST_MODELS", "CostError", "CostModel", "cost_model"]

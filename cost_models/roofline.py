@@ -1,0 +1,57 @@
+"""The roofline: a kernel takes as long as its arithmetic at peak or its bytes at full bandwidth, plus a dispatch.
+
+S. Williams, A. Waterman, D. Patterson, doi:10.1145/1498765.1498785. A lower bound: real kernels are slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.errors import CostError
+from hardware_profiles import Basis, Profile
+from search_spaces import Kernel, Precision
+
+
+class RooflineModel:
+    """max(operations / peak, bytes / bandwidth) + kernel overhead, from the profile's facts."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        peaks = profile.peak_ops_per_s
+        # Weight-only int8 and int4 dequantise and compute in fp32; fp16 falls back to fp32 where it is not native.
+        self._peak = dict.fromkeys(Precision, peaks.fp32.value)
+        if peaks.fp16:
+            self._peak[Precision.FP16] = peaks.fp16.value
+        self._bandwidth = profile.bandwidth_bytes_per_s.value
+        self._overhead = profile.kernel_overhead_s.value
+        used = (peaks.fp32.basis, profile.bandwidth_bytes_per_s.basis, profile.kernel_overhead_s.basis)
+        # A bound computed from measured facts is still a prediction.
+        self._basis = Basis.weakest(Basis.PREDICTED, *used)
+        self._known: dict[Kernel, float] = {}
+
+    def latency_s(self, kernel: Kernel) -> float:
+        """Seconds of one run."""
+        seconds = self._known.get(kernel)
+        if seconds is None:
+            work = (kernel.ops + kernel.epilogue_ops) / self._peak[kernel.precision]
+            seconds = max(work, kernel.bytes_moved / self._bandwidth) + self._overhead
+            self._known[kernel] = seconds
+        return seconds
+
+    def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
+        """As `CostModel.latencies_s`."""
+        _check(kernels)
+        return np.fromiter(map(self.latency_s, kernels), float, len(kernels))
+
+    def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
+        """As `CostModel.bases`."""
+        return [self._basis] * len(kernels)
+
+
+def _check(kernels: Sequence[Kernel]) -> None:
+    for kernel in kernels:
+        if not isinstance(kernel, Kernel):
+            raise CostError(f"a cost model prices search_spaces.Kernel, but got {type(kernel).__name__}")

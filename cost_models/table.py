@@ -1,0 +1,82 @@
+"""A profile's table of kernels: one line a kernel in kernels.csv, appended as it is timed, read back whole."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from cost_models.errors import CostError
+from hardware_profiles import Basis
+from search_spaces import Kernel, KernelKind, Precision
+
+_SHAPE = ("m", "n", "k", "batch", "window", "stride")
+_COLUMNS = ("kind", *_SHAPE, "op", "epilogue", "precision", "latency_s", "repeat_s", "basis")
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One kernel's latency and that of the repeated measurement; equal within a few percent where it was quiet."""
+
+    kernel: Kernel
+    latency_s: float
+    repeat_s: float
+    basis: Basis = Basis.MEASURED
+
+    @property
+    def repeat_error(self) -> float:
+        """Relative difference of the two measurements: the noise floor of any predictor."""
+        return abs(self.latency_s - self.repeat_s) / min(self.latency_s, self.repeat_s)
+
+
+def append(path: Path, row: TableRow) -> None:
+    """Add a line at once, so that a killed measurement keeps what it finished."""
+    fresh = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(_COLUMNS)
+        kernel = row.kernel
+        shape = (getattr(kernel, name) for name in _SHAPE)
+        tail = (f"{row.latency_s:.6e}", f"{row.repeat_s:.6e}", row.basis.value)
+        writer.writerow(
+            (kernel.kind.value, *shape, kernel.op, "+".join(kernel.epilogue), kernel.precision.value, *tail)
+        )
+
+
+def read(path: Path) -> dict[Kernel, TableRow]:
+    """All rows by kernel, a later row replacing an earlier one; a missing file is an empty table.
+
+    A last line that a kill cut short is dropped; any other broken line raises CostError with its number.
+    """
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    whole = lines if text.endswith("\n") else lines[:-1]
+    rows: dict[Kernel, TableRow] = {}
+    for number, cells in enumerate(csv.reader(whole), start=1):
+        if number == 1:
+            if tuple(cells) != _COLUMNS:
+                raise CostError(f"{path}: the first line must be {','.join(_COLUMNS)}")
+            continue
+        try:
+            row = _row(dict(zip(_COLUMNS, cells, strict=True)))
+        except ValueError as error:
+            raise CostError(f"{path}, line {number}: {error}") from None
+        rows[row.kernel] = row
+    return rows
+
+
+def _row(cells: dict[str, str]) -> TableRow:
+    kernel = Kernel(
+        KernelKind(cells["kind"]),
+        **{name: int(cells[name]) for name in _SHAPE},
+        op=cells["op"],
+        epilogue=tuple(filter(None, cells["epilogue"].split("+"))),
+        precision=Precision(cells["precision"]),
+    )
+    latency_s, repeat_s = float(cells["latency_s"]), float(cells["repeat_s"])
+    if not (0 < latency_s < float("inf") and 0 < repeat_s < float("inf")):
+        raise ValueError(f"latencies must be positive and finite, but got {latency_s} and {repeat_s}")
+    return TableRow(kernel, latency_s, repeat_s, Basis(cells["basis"]))

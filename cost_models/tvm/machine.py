@@ -1,0 +1,43 @@
+"""What the schedules need to know of a processor core: the width of its vectors and how many of them it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tvm.target import Target, codegen
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One core's vector unit: `lanes` fp32 values a register, `registers` of them."""
+
+    lanes: int
+    registers: int
+
+    @property
+    def accumulators(self) -> int:
+        """Registers a tile may occupy: the rest holds weights, a broadcast value and addresses."""
+        return self.registers - 4
+
+
+def tvm_target(target: Mapping[str, object]) -> Target:
+    """Make a TVM target of its description, e.g. {"kind": "llvm", "mcpu": "znver4"}; kind must be llvm."""
+    if target.get("kind") != "llvm":
+        raise ValueError(f"only targets of kind 'llvm' are supported, but got kind={target.get('kind')!r}")
+    return Target(dict(target))
+
+
+def machine_of(target: Target) -> Machine:
+    """Read the vector unit off a target's feature flags (TVM's own vector width is wrong for x86 without AVX-512)."""
+    if "avx512f" in _features(target):
+        return Machine(lanes=16, registers=32)
+    if "avx" in _features(target):
+        return Machine(lanes=8, registers=16)
+    if str(target.attrs.get("mtriple", "")).startswith("aarch64"):
+        return Machine(lanes=4, registers=32)
+    return Machine(lanes=4, registers=16)
+
+
+def _features(target: Target) -> frozenset[str]:
+    return frozenset(name for name in ("avx512f", "avx") if codegen.target_has_features(name, target))

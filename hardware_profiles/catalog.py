@@ -1,0 +1,64 @@
+"""The one way to a profile: by name (shipped, the user's own, or `host`) or by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hardware_profiles.detect import HOST, chip_name, detect_host
+from hardware_profiles.files import FILE_NAME, nearest, read, user_devices, write
+from hardware_profiles.profile import NAME, Profile, ProfileError
+
+SHIPPED = Path(__file__).parent / "data"
+
+
+def names(data_folder: Path | None = None) -> tuple[str, ...]:
+    """Every name that `load` takes, sorted: the shipped devices, those in the user's folder, and `host`."""
+    return tuple(sorted({HOST, *_folders(SHIPPED), *_folders(user_devices(data_folder))}))
+
+
+def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: str | None = None) -> Profile:
+    """The profile of a device; raises ProfileError.
+
+    A str is a name and never leaves its folder, unless it ends in .yaml; a Path is a YAML file or a device's folder.
+    Who passes on text of strangers checks that it is `in names()` first.
+    `host` is measured on first use and again on another processor; `llvm_cpu` is LLVM's name for it, where known.
+    """
+    if isinstance(name_or_path, Path) or name_or_path.endswith((".yaml", ".yml")):
+        return read(Path(name_or_path))
+    name = name_or_path
+    if name == HOST:
+        return _host(data_folder, llvm_cpu)
+    if not NAME.fullmatch(name):
+        raise ProfileError(
+            f"{name!r} is not the name of a device: names are lower-case letters and digits joined by . _ or - "
+            f"(a folder is given as a pathlib.Path, or by its {FILE_NAME}){nearest(name, names(data_folder))}"
+        )
+    places = [place / name for place in (SHIPPED, user_devices(data_folder)) if name in _folders(place)]
+    if not places:
+        known = names(data_folder)
+        raise ProfileError(f"unknown device {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+    if len(places) > 1:
+        raise ProfileError(f"the device {name!r} exists twice, rename the second: {places[0]}, {places[1]}")
+    profile = read(places[0])
+    if profile.name != name:
+        raise ProfileError(f"{places[0] / FILE_NAME}: name must equal the folder's, {name!r}, but got {profile.name!r}")
+    return profile
+
+
+def _host(data_folder: Path | None, llvm_cpu: str | None) -> Profile:
+    folder = user_devices(data_folder) / HOST
+    if not (folder / FILE_NAME).is_file():
+        return detect_host(llvm_cpu, data_folder)
+    profile = read(folder)
+    if profile.chip != chip_name():
+        return detect_host(llvm_cpu, data_folder)
+    if llvm_cpu is None or llvm_cpu == profile.llvm_cpu:
+        return profile
+    target = {**profile.tvm_target, "mcpu": llvm_cpu}
+    return write(profile.model_copy(update={"llvm_cpu": llvm_cpu, "tvm_target": target}), folder)
+
+
+def _folders(place: Path) -> list[str]:
+    if not place.is_dir():
+        return []
+    return [folder.name for folder in place.iterdir() if NAME.fullmatch(folder.name) and (folder / FILE_NAME).is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from search_spaces import Kernel
 
@@ -12,10 +13,13 @@ def live_activation_bytes(kernels: Iterable[Kernel]) -> float:
 
     The residual stream is the output of the kernels that add it; it is alive while every other kernel runs.
     """
-    held, needs = 0.0, []
-    for kernel in kernels:
-        residual = "residual" in kernel.epilogue
-        if residual:
-            held = max(held, kernel.outputs * kernel.precision.activation_bytes)
-        needs.append((kernel.activation_bytes, residual))
-    return max((size if residual else size + held for size, residual in needs), default=0.0)
+    needs = [_needs(kernel) for kernel in kernels]
+    held = max((stream for _, stream in needs), default=0.0)
+    return max((size if stream else size + held for size, stream in needs), default=0.0)
+
+
+@lru_cache(maxsize=1 << 16)
+def _needs(kernel: Kernel) -> tuple[float, float]:
+    """Bytes of a kernel's own activations, and of the residual stream where it adds it."""
+    stream = kernel.outputs * kernel.precision.activation_bytes if "residual" in kernel.epilogue else 0.0
+    return kernel.activation_bytes, stream

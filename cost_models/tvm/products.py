@@ -11,8 +11,8 @@ import math
 from functools import lru_cache
 
 from tvm import te, tirx
-from tvm.ir import IntImm
-from tvm.tirx import PrimExpr, PrimFunc
+from tvm.ir import Expr
+from tvm.tirx import PrimFunc
 
 from cost_models.tvm.machine import Machine
 
@@ -48,7 +48,7 @@ def _tile(rows: int, vectors: int, machine: Machine, most_rows: int = 14) -> tup
     return best
 
 
-def _clamped(index: PrimExpr, extent: int, tile: int) -> PrimExpr:
+def _clamped(index: Expr, extent: int, tile: int) -> Expr:
     return index if extent % tile == 0 else tirx.min(index, extent - 1)
 
 
@@ -62,7 +62,7 @@ def _annotations(rows: int, vectors: int, width: int) -> dict[str, int]:
 
 def _function(arguments: list[te.Tensor]) -> PrimFunc:
     function = te.create_prim_func(arguments)
-    return function.with_attr("op_pattern", IntImm("int32", OUT_ELEMENTWISE_FUSABLE))
+    return function.with_attr("op_pattern", tirx.IntImm("int32", OUT_ELEMENTWISE_FUSABLE))
 
 
 @lru_cache(maxsize=4096)
@@ -96,7 +96,7 @@ def scores(lead: tuple[int, ...], m: int, n: int, k: int, scale: float, machine:
     keys = te.placeholder((*lead, n, k), name="keys")
     batch = math.prod(lead)
 
-    def lead_index(b: PrimExpr) -> tuple[PrimExpr, ...]:
+    def lead_index(b: Expr) -> tuple[Expr, ...]:
         index = []
         for size in reversed(lead):
             index.append(tirx.floormod(b, size) if size > 1 else 0)
@@ -130,8 +130,8 @@ def scores(lead: tuple[int, ...], m: int, n: int, k: int, scale: float, machine:
     return _function([queries, keys, out])
 
 
-def _flat(index: tuple[PrimExpr, ...], lead: tuple[int, ...]) -> PrimExpr:
-    flat: PrimExpr = 0
+def _flat(index: tuple[Expr, ...], lead: tuple[int, ...]) -> Expr:
+    flat: Expr = 0
     for position, size in zip(index, lead, strict=True):
         flat = flat * size + position if size > 1 else flat
     return flat
@@ -145,24 +145,27 @@ def _dot_scores(
     n = int(keys.shape[-2])
     width = vector_width(k, machine.lanes)
     axis = te.reduce_axis((0, k // width), name="k")
+
+    def term(index: tuple[Expr, ...], step: Expr) -> Expr:
+        at = step * width + index[-1]
+        return queries[(*index[:-2], at)] * keys[(*index[:-3], index[-2], at)]
+
     partial = te.compute(
         (*lead, m, n, width),
-        lambda *index: te.sum(
-            queries[(*index[:-2], axis * width + index[-1])]
-            * keys[(*index[:-3], index[-2], axis * width + index[-1])],
-            axis=axis,
-        ),
+        lambda *index: te.sum(term(index, axis), axis=axis) if k > width else term(index, 0),
         name="dot",
     )
     while width > 1:
         width //= 2
-        partial = te.compute(
-            (*lead, m, n, width),
-            lambda *index, wide=partial, half=width: wide[index] + wide[(*index[:-1], index[-1] + half)],
-            name=f"halve{width}",
-        )
+        partial = _halve((*lead, m, n), width, partial)
     out = te.compute((*lead, m, n), lambda *index: partial[(*index, 0)] * scale, name="out")
     return _function([queries, keys, out])
+
+
+def _halve(lead: tuple[int, ...], half: int, wide: te.Tensor) -> te.Tensor:
+    return te.compute(
+        (*lead, half), lambda *index: wide[index] + wide[(*index[:-1], index[-1] + half)], name=f"halve{half}"
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -229,7 +232,7 @@ def conv(
     dx = te.reduce_axis((0, window[1]), name="dx")
     channel = te.reduce_axis((0, channels), name="channel")
 
-    def pixel(y: PrimExpr, z: PrimExpr) -> PrimExpr:
+    def pixel(y: Expr, z: Expr) -> Expr:
         row, column = y * stride + dy, _clamped(z, out_x, rows) * stride + dx
         return image[0, channel, row, column] if channels_first else image[0, row, column, channel]
 
@@ -273,7 +276,7 @@ def _windows(
     dy = te.reduce_axis((0, window[0]), name="dy")
     dx = te.reduce_axis((0, window[1]), name="dx")
 
-    def term(y: PrimExpr, z: PrimExpr, j: PrimExpr) -> PrimExpr:
+    def term(y: Expr, z: Expr, j: Expr) -> Expr:
         pixel = image[0, y * stride[0] + dy, _clamped(z, out_x, rows) * stride[1] + dx, j]
         return pixel if w is None else pixel * w[dy, dx, j]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from tvm import tirx
-from tvm.tirx import PrimExpr
+from tvm.ir import Expr
 
 # Rational approximations x P(x^2) / Q(x^2) of erf on [-4, 4] and of tanh on [-9, 9], highest power first, as in
 # Eigen (unsupported/Eigen/src/SpecialFunctions and Eigen/src/Core/MathFunctionsImpl.h, MPL-2.0).
@@ -43,22 +43,22 @@ _TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.8
 _EXP_P = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
-def _constant(value: float) -> PrimExpr:
+def _constant(value: float) -> Expr:
     return tirx.const(value, "float32")
 
 
-def _horner(x: PrimExpr, coefficients: tuple[float, ...]) -> PrimExpr:
+def _horner(x: Expr, coefficients: tuple[float, ...]) -> Expr:
     result = _constant(coefficients[0])
     for coefficient in coefficients[1:]:
         result = result * x + _constant(coefficient)
     return result
 
 
-def _clip(x: PrimExpr, low: float, high: float) -> PrimExpr:
+def _clip(x: Expr, low: float, high: float) -> Expr:
     return tirx.max(tirx.min(x, _constant(high)), _constant(low))
 
 
-def exp(x: PrimExpr) -> PrimExpr:
+def exp(x: Expr) -> Expr:
     """e^x, zero below about -87 (so that a mask of -inf gives 0 to within 1e-38)."""
     x = _clip(x, -87.33, 88.37)
     power = tirx.floor(x * _constant(math.log2(math.e)) + _constant(0.5))
@@ -68,49 +68,49 @@ def exp(x: PrimExpr) -> PrimExpr:
     return mantissa * tirx.reinterpret("float32", exponent)
 
 
-def erf(x: PrimExpr) -> PrimExpr:
+def erf(x: Expr) -> Expr:
     """The error function."""
     x = _clip(x, -4.0, 4.0)
     return x * _horner(x * x, _ERF_P) / _horner(x * x, _ERF_Q)
 
 
-def tanh(x: PrimExpr) -> PrimExpr:
+def tanh(x: Expr) -> Expr:
     """The hyperbolic tangent."""
     x = _clip(x, -9.0, 9.0)
     return x * _horner(x * x, _TANH_P) / _horner(x * x, _TANH_Q)
 
 
-def sigmoid(x: PrimExpr) -> PrimExpr:
+def sigmoid(x: Expr) -> Expr:
     """1 / (1 + e^-x)."""
     return _constant(1.0) / (_constant(1.0) + exp(_constant(0.0) - x))
 
 
-def gelu(x: PrimExpr) -> PrimExpr:
+def gelu(x: Expr) -> Expr:
     """x times the normal distribution function of x."""
     return _constant(0.5) * x * (_constant(1.0) + erf(x * _constant(math.sqrt(0.5))))
 
 
-def gelu_tanh(x: PrimExpr) -> PrimExpr:
+def gelu_tanh(x: Expr) -> Expr:
     """Gelu's tanh approximation."""
     inner = _constant(math.sqrt(2.0 / math.pi)) * x * (_constant(1.0) + _constant(0.044715) * x * x)
     return _constant(0.5) * x * (_constant(1.0) + tanh(inner))
 
 
-def silu(x: PrimExpr) -> PrimExpr:
+def silu(x: Expr) -> Expr:
     """x times its sigmoid."""
     return x * sigmoid(x)
 
 
-def relu(x: PrimExpr) -> PrimExpr:
+def relu(x: Expr) -> Expr:
     """The positive part of x."""
     return tirx.max(x, _constant(0.0))
 
 
-def hardsigmoid(x: PrimExpr) -> PrimExpr:
+def hardsigmoid(x: Expr) -> Expr:
     """(x + 3) / 6, clipped to [0, 1]."""
     return _clip(x + _constant(3.0), 0.0, 6.0) * _constant(1.0 / 6.0)
 
 
-def hardswish(x: PrimExpr) -> PrimExpr:
+def hardswish(x: Expr) -> Expr:
     """x times its hardsigmoid."""
     return x * hardsigmoid(x)

@@ -1,44 +1,41 @@
-"""Images with questions and answers: scenes of real handwritten digits, or the user's own LLaVA-format data.
+r"""Images with questions and answers: the common type, its tokenizer, and the reader of the user's own data.
 
-Both are one `Dataset`: pixels on demand at any square size, and for each image its questions. A digit scene also
-carries region labels (what stands in each cell) and a caption: dense supervision, without which a small network
-needs thousands of steps before it looks at the image at all.
+A `Dataset` gives pixels on demand at any square size, and for each image its questions. The built-in set is in
+`nas.proxies.digits`; `llava_dataset` reads LLaVA-format JSON beside an image folder, where an entry is
+`{"id", "image", "conversations": [{"from": "human", "value": "<image>\n..."}, {"from": "gpt", "value": "..."}]}`
+(github.com/haotian-liu/LLaVA, docs/Finetune_Custom_Data.md). What cannot be used is a DataError that names file and
+entry: a skipped image would silently change what an accuracy means.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COLOURS: Mapping[str, tuple[float, float, float]] = {
-    "red": (1.0, 0.15, 0.15),
-    "green": (0.15, 0.9, 0.15),
-    "blue": (0.2, 0.35, 1.0),
-    "yellow": (1.0, 0.9, 0.1),
-    "white": (1.0, 1.0, 1.0),
-}
 SPLITS = ("train", "validation", "test")
-KINDS = ("identity", "colour", "count", "relation", "comparison")
+#: Shares of the source images that go to each split.
 SPLIT_SHARES = (0.7, 0.15, 0.15)
-CAPTION_PROMPT = "describe"
-_ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
-_COLUMNS = {2: ("left", "right"), 3: ("left", "middle", "right")}
-_DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+#: Decoded images above this many pixels are refused (a 40-megapixel photograph passes).
+MOST_PIXELS = 50_000_000
 
 
 class DataError(ValueError):
@@ -59,14 +56,28 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """What stands in each cell of a grid laid over every image.
+    """What stands in each cell of a grid laid over every image: dense supervision.
 
-    labels: (images, grid * grid, attributes), row by row; label 0 of an attribute is its class "none".
+    names: of the cells, row by row. attributes: the classes of each attribute, of which class 0 is an empty cell.
+    labels: (images, cells, attributes), classes as numbers.
     """
 
-    grid: int
-    classes: tuple[tuple[str, ...], ...]
+    names: tuple[str, ...]
+    attributes: tuple[tuple[str, ...], ...]
     labels: Indices = field(repr=False)
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side."""
+        return math.isqrt(len(self.names))
+
+    def descriptions(self, image: int) -> list[Question]:
+        """For each cell its name as question and its attributes as answer: "top left", "red three"."""
+        found = []
+        for name, row in zip(self.names, self.labels[image], strict=True):
+            words = [self.attributes[i][label] for i, label in enumerate(row)]
+            found.append(Question(name, " ".join(words) if row.all() else words[0], "region"))
+        return found
 
 
 class Pixels(Protocol):
@@ -78,19 +89,18 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Images, and for image i `questions[i]`; `captions` and `regions` where the source knows them."""
+    """Images, and for image i `questions[i]`; `regions` where the source knows them."""
 
     name: str
     pixels: Pixels
     questions: tuple[tuple[Question, ...], ...]
-    captions: tuple[str, ...] | None = None
     regions: Regions | None = None
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise DataError(f"{self.name}: a dataset needs at least one image")
-        if self.captions is not None and len(self.captions) != len(self.questions):
-            raise DataError(f"{self.name}: {len(self.captions)} captions for {len(self.questions)} images")
+        if self.regions is not None and len(self.regions.labels) != len(self.questions):
+            raise DataError(f"{self.name}: region labels of {len(self.regions.labels)} images, not {len(self)}")
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -102,8 +112,8 @@ class Dataset:
     def texts(self) -> set[str]:
         """Every text of the set, each once."""
         found = {text for asked in self.questions for q in asked for text in (q.text, q.answer)}
-        if self.captions is not None:
-            found |= {CAPTION_PROMPT, *self.captions}
+        if self.regions is not None:
+            found |= {*self.regions.names, *(name for names in self.regions.attributes for name in names)}
         return found
 
 
@@ -227,242 +237,125 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.lower()))
 
 
-# ------------------------------------------------------------------------------------------------------ digit scenes
+# -------------------------------------------------------------------------------------------- the user's own images
 
-
-@dataclass(frozen=True, slots=True)
-class PlacedDigit:
-    """One handwritten digit in a scene; left, top and size are shares of the scene's side."""
-
-    image: int
-    value: int
-    colour: str
-    cell: int
-    left: float
-    top: float
-    size: float
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One to `grid`^2 digits, at most one a cell, on a background grey level (0 to 1)."""
-
-    grid: int
-    digits: tuple[PlacedDigit, ...]
-    background: float
-
-    def caption(self) -> str:
-        """Each cell in reading order: colour and digit, or "nothing"."""
-        at = {digit.cell: digit for digit in self.digits}
-        cells = (at.get(cell) for cell in range(self.grid**2))
-        return " ".join(f"{d.colour} {NUMBER_WORDS[d.value]}" if d else "nothing" for d in cells)
-
-
-def position(cell: int, grid: int) -> str:
-    """The name of a cell: "top left"."""
-    return f"{_ROWS[grid][cell // grid]} {_COLUMNS[grid][cell % grid]}"
-
-
-@functools.lru_cache(maxsize=1)
-def _handwritten() -> tuple[Floats, Indices]:
-    from sklearn.datasets import load_digits  # 1,797 images of UCI "Optical Recognition of Handwritten Digits"
-
-    read = load_digits()
-    return (read.images / 16.0).astype(np.float32), read.target.astype(np.int64)
-
-
-def digit_split(seed: int) -> Mapping[str, Indices]:
-    """Which handwritten images each split may use: disjoint, and stratified by digit."""
-    _, values = _handwritten()
-    rng = np.random.default_rng([seed, 0xD161])
-    parts: dict[str, list[Indices]] = {split: [] for split in SPLITS}
-    for value in range(10):
-        shuffled = rng.permutation(np.flatnonzero(values == value))
-        cuts = np.rint(np.cumsum(SPLIT_SHARES[:-1]) * len(shuffled)).astype(int)
-        for split, part in zip(SPLITS, np.split(shuffled, cuts), strict=True):
-            parts[split].append(part)
-    return {split: np.sort(np.concatenate(found)) for split, found in parts.items()}
+_IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ScenePixels:
-    """Renders scenes when asked: about 20 microseconds a scene at 48 px, so nothing is kept."""
+class FolderPixels:
+    """Image files, each read once per size and kept as bytes; resized without keeping the aspect ratio, as LLaVA's."""
 
-    scenes: tuple[Scene, ...]
-    _digits: Floats = field(init=False, repr=False)  # (N, most, 8, 8), colour apart
-    _tints: Floats = field(init=False, repr=False)  # (N, most, 3): colour less background, 0 where there is no digit
-    _boxes: Floats = field(init=False, repr=False)  # (N, most, 3): left, top, size
-    _backgrounds: Floats = field(init=False, repr=False)  # (N,)
-
-    def __post_init__(self) -> None:
-        handwritten, _ = _handwritten()
-        most = max(len(scene.digits) for scene in self.scenes)
-        digits = np.zeros((len(self.scenes), most, 8, 8), np.float32)
-        tints = np.zeros((len(self.scenes), most, 3), np.float32)
-        boxes = np.ones((len(self.scenes), most, 3), np.float32)
-        for i, scene in enumerate(self.scenes):
-            for j, digit in enumerate(scene.digits):
-                digits[i, j] = handwritten[digit.image]
-                tints[i, j] = np.asarray(COLOURS[digit.colour], np.float32) - scene.background
-                boxes[i, j] = digit.left, digit.top, digit.size
-        object.__setattr__(self, "_digits", digits)
-        object.__setattr__(self, "_tints", tints)
-        object.__setattr__(self, "_boxes", boxes)
-        object.__setattr__(self, "_backgrounds", np.asarray([s.background for s in self.scenes], np.float32))
+    paths: tuple[Path, ...]
+    _kept: dict[tuple[int, int], Bytes] = field(default_factory=dict, repr=False)
 
     def images(self, indices: Indices, image_px: int) -> Bytes:
-        """Draw the scenes as (B, 3, image_px, image_px)."""
-        centres = (np.arange(image_px, dtype=np.float32) + 0.5) / image_px
-        boxes = self._boxes[indices]
-        across = _bilinear(centres, boxes[..., 0], boxes[..., 2])  # (B, most, px, 8)
-        down = _bilinear(centres, boxes[..., 1], boxes[..., 2])
-        ink = down @ self._digits[indices] @ across.swapaxes(-1, -2)  # (B, most, px, px)
-        batch, most = ink.shape[:2]
-        drawn = self._tints[indices].swapaxes(1, 2) @ ink.reshape(batch, most, -1)  # (B, 3, px * px)
-        drawn += self._backgrounds[indices][:, None, None]
-        pixels = np.clip(drawn * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
-        return pixels.reshape(batch, 3, image_px, image_px)
+        """Read the images as (B, 3, image_px, image_px)."""
+        found = []
+        for i in indices.tolist():
+            if (i, image_px) not in self._kept:
+                self._kept[i, image_px] = _read_image(self.paths[i], image_px)
+            found.append(self._kept[i, image_px])
+        return np.stack(found)
 
 
-def _bilinear(centres: Floats, start: Floats, size: Floats) -> Floats:
-    # Weight of each of 8 source pixels for every output pixel; zero outside the box, so ink fades to background.
-    source = (centres - start[..., None]) / size[..., None] * 8.0 - 0.5  # (B, most, px)
-    distance = np.abs(source[..., None] - np.arange(8, dtype=np.float32))  # (B, most, px, 8)
-    weights: Floats = np.maximum(0.0, 1.0 - distance)
-    return weights
+def _open_image(path: Path) -> Image:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow warns of decompression bombs and of damaged metadata
+            with Image.open(path) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise DataError(f"{path}: {opened.width} x {opened.height} pixels, at most {MOST_PIXELS} are read")
+                return opened.convert("RGB")
+    except DataError:
+        raise
+    # Pillow raises whatever a damaged file provokes: OSError, SyntaxError (PNG), ValueError, struct.error ...
+    except Exception as error:
+        raise DataError(f"{path}: unreadable image: {error}") from error
 
 
-def make_scene(rng: np.random.Generator, choose_from: Indices, grid: int = 2) -> Scene:
-    """Draw a scene of the handwritten images `choose_from`: one to four digits, fewer being rarer."""
-    if grid not in _ROWS:
-        raise DataError(f"grid must be one of {sorted(_ROWS)}, but got {grid}")
-    _, values = _handwritten()
-    count = int(rng.choice(4, p=(0.16, 0.28, 0.28, 0.28))) + 1
-    cells = rng.permutation(grid**2)[:count]
-    names = tuple(COLOURS)
-    digits = []
-    for cell in sorted(int(c) for c in cells):
-        image = int(rng.choice(choose_from))
-        size = float(rng.uniform(0.8, 0.98)) / grid
-        free = 1.0 / grid - size
-        left = cell % grid / grid + float(rng.uniform(0.0, free))
-        top = cell // grid / grid + float(rng.uniform(0.0, free))
-        colour = names[int(rng.integers(len(names)))]
-        digits.append(PlacedDigit(image, int(values[image]), colour, cell, left, top, size))
-    return Scene(grid, tuple(digits), float(rng.uniform(0.0, 0.2)))
+def _read_image(path: Path, image_px: int) -> Bytes:
+    small = _open_image(path).resize((image_px, image_px), 2)  # 2: bilinear
+    return np.ascontiguousarray(np.asarray(small, np.uint8).transpose(2, 0, 1))  # (3, px, px)
 
 
-def ask(rng: np.random.Generator, scene: Scene, per_kind: int) -> tuple[Question, ...]:
-    """Up to `per_kind` different questions of each kind of KINDS that the scene can answer without ambiguity."""
-    found: list[Question] = []
-    for kind in KINDS:
-        texts = set()
-        for _ in range(per_kind * 3):
-            drawn = _ASKERS[kind](rng, scene)
-            if drawn is not None and drawn[0] not in texts and len(texts) < per_kind:
-                texts.add(drawn[0])
-                found.append(Question(*drawn, kind))
-    return tuple(found)
+def llava_dataset(json_path: Path, image_folder: Path, seed: int, shares: tuple[float, ...] = SPLIT_SHARES) -> Splits:
+    """Read a LLaVA-format file; every image is in exactly one split, whatever the order of the entries.
 
-
-def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-    return items[int(rng.integers(len(items)))]
-
-
-def _identity(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
-    digit: PlacedDigit = _pick(rng, scene.digits)
-    answer = NUMBER_WORDS[digit.value]
-    if rng.random() < 0.3 and sum(other.colour == digit.colour for other in scene.digits) == 1:
-        return f"what digit is {digit.colour}", answer
-    return f"what digit is {position(digit.cell, scene.grid)}", answer
-
-
-def _colour(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
-    digit: PlacedDigit = _pick(rng, scene.digits)
-    if rng.random() < 0.3 and sum(other.value == digit.value for other in scene.digits) == 1:
-        return f"what colour is the {NUMBER_WORDS[digit.value]}", digit.colour
-    return f"what colour is {position(digit.cell, scene.grid)}", digit.colour
-
-
-def _count(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
-    if rng.random() < 0.4:
-        return "how many digits", NUMBER_WORDS[len(scene.digits)]
-    counts = Counter({colour: 0 for colour in COLOURS}) + Counter()
-    counts = Counter(digit.colour for digit in scene.digits)
-    # The count first, then a colour that has it: otherwise "zero" would be right most of the time.
-    wanted = _pick(rng, sorted({counts[colour] for colour in COLOURS}))
-    colour = _pick(rng, [name for name in COLOURS if counts[name] == wanted])
-    return f"how many are {colour}", NUMBER_WORDS[wanted]
-
-
-def _relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
-    at = {divmod(digit.cell, scene.grid): digit for digit in scene.digits}
-    named = Counter((digit.colour, digit.value) for digit in scene.digits)
-    pairs = []
-    for (row, column), digit in at.items():
-        for name, (down, right) in _DIRECTIONS.items():
-            other = at.get((row + down, column + right))
-            if other is not None and named[digit.colour, digit.value] == 1:
-                pairs.append((name, digit, other))
-    if not pairs:
-        return None
-    name, digit, other = _pick(rng, pairs)
-    anchor = f"{name} the {digit.colour} {NUMBER_WORDS[digit.value]}"
-    if rng.random() < 0.5:
-        return f"what digit is {anchor}", NUMBER_WORDS[other.value]
-    return f"what colour is {anchor}", other.colour
-
-
-def _comparison(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
-    if len(scene.digits) < 2:
-        return None
-    if rng.random() < 0.5:
-        largest = max(digit.value for digit in scene.digits)
-        holders = [digit for digit in scene.digits if digit.value == largest]
-        return ("what colour is the largest", holders[0].colour) if len(holders) == 1 else None
-    first, second = (scene.digits[int(i)] for i in rng.permutation(len(scene.digits))[:2])
-    if first.value == second.value:
-        return None
-    places = position(first.cell, scene.grid), position(second.cell, scene.grid)
-    return f"is {places[0]} larger than {places[1]}", "yes" if first.value > second.value else "no"
-
-
-_ASKERS: Mapping[str, Callable[[np.random.Generator, Scene], tuple[str, str] | None]] = {
-    "identity": _identity,
-    "colour": _colour,
-    "count": _count,
-    "relation": _relation,
-    "comparison": _comparison,
-}
-
-
-def scene_dataset(name: str, scenes: Sequence[Scene], questions: Sequence[tuple[Question, ...]]) -> Dataset:
-    """The dataset of drawn scenes, with captions and region labels (attributes: digit, colour)."""
-    grid = scenes[0].grid
-    colours = tuple(COLOURS)
-    labels = np.zeros((len(scenes), grid**2, 2), np.int64)
-    for i, scene in enumerate(scenes):
-        for digit in scene.digits:
-            labels[i, digit.cell] = digit.value + 1, colours.index(digit.colour) + 1
-    classes = (("none", *NUMBER_WORDS), ("none", *colours))
-    captions = tuple(scene.caption() for scene in scenes)
-    return Dataset(name, ScenePixels(tuple(scenes)), tuple(questions), captions, Regions(grid, classes, labels))
-
-
-@functools.lru_cache(maxsize=4)
-def digit_scenes(
-    seed: int, train: int = 6000, validation: int = 400, test: int = 1000, grid: int = 2, per_kind: int = 3
-) -> Splits:
-    """Scenes from handwritten digits; no handwritten image is in two splits. Kept per process.
-
-    train, validation, test: scenes of each. per_kind: questions of each kind for a training scene (the other splits:
-    one of each, so that the kinds count alike).
+    Split: a hash of seed and image name ranks the images; `shares` of them go to train, validation and test.
+    Raises DataError for a malformed entry, an image that is outside of `image_folder`, missing or unreadable.
     """
-    parts = digit_split(seed)
+    if len(shares) != len(SPLITS) or min(shares) <= 0 or not math.isclose(sum(shares), 1.0):
+        raise DataError(f"shares must be {len(SPLITS)} positive numbers whose sum is 1, but got {shares}")
+    asked = _read_entries(json_path, image_folder)
+    if len(asked) < len(SPLITS):
+        raise DataError(f"{json_path}: {len(SPLITS)} images or more are needed for {SPLITS}, but it has {len(asked)}")
+    ranked = sorted(asked, key=lambda path: hashlib.sha256(f"{seed}:{path.as_posix()}".encode()).digest())
+    count = len(ranked)
+    first = min(max(1, round(shares[0] * count)), count - 2)
+    second = min(max(first + 1, round((shares[0] + shares[1]) * count)), count - 1)
+    root = image_folder.resolve()
     datasets = []
-    for order, (split, size) in enumerate(zip(SPLITS, (train, validation, test), strict=True)):
-        rng = np.random.default_rng([seed, order])
-        scenes = [make_scene(rng, parts[split], grid) for _ in range(size)]
-        asked = [ask(rng, scene, per_kind if split == "train" else 1) for scene in scenes]
-        datasets.append(scene_dataset(f"digits/{split}", scenes, asked))
+    for split, part in zip(SPLITS, (ranked[:first], ranked[first:second], ranked[second:]), strict=True):
+        pixels = FolderPixels(tuple(root / path for path in part))
+        datasets.append(Dataset(f"{json_path.name}/{split}", pixels, tuple(tuple(asked[path]) for path in part)))
     return Splits(*datasets)
+
+
+def _read_entries(json_path: Path, image_folder: Path) -> dict[Path, list[Question]]:
+    try:
+        entries = json.loads(json_path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{json_path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{json_path}: not JSON: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{json_path}: a LLaVA file is a list of entries, but got {type(entries).__name__}")
+    root = image_folder.resolve()
+    if not root.is_dir():
+        raise DataError(f"{image_folder}: no such folder")
+    asked: dict[Path, list[Question]] = {}
+    for number, entry in enumerate(entries):
+        name = entry.get("id", "without id") if isinstance(entry, dict) else "no object"
+        where = f"{json_path}: entry {number} ({name})"
+        path = _image_path(entry, root, where)
+        questions = _questions(entry, where)
+        if path not in asked:
+            try:
+                _open_image(root / path)  # all of it: a cut-off file has a good header
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
+        asked.setdefault(path, []).extend(questions)
+    return asked
+
+
+def _image_path(entry: Any, root: Path, where: str) -> Path:
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
+        raise DataError(f"{where}: an entry is an object with 'image' (a file name) and 'conversations'")
+    if "\0" in entry["image"]:
+        raise DataError(f"{where}: image name {entry['image']!r} holds a NUL character")
+    path: Path = (root / entry["image"]).resolve()  # follows links: one that leads outside is outside
+    if not path.is_relative_to(root):
+        raise DataError(f"{where}: image {entry['image']!r} lies outside of {root}")
+    if not path.is_file():
+        raise DataError(f"{where}: image {entry['image']!r} is no file in {root}")
+    return path.relative_to(root)
+
+
+def _questions(entry: Mapping[str, Any], where: str) -> list[Question]:
+    turns = entry.get("conversations")
+    if not isinstance(turns, list) or not turns or len(turns) % 2:
+        raise DataError(f"{where}: 'conversations' is a list of pairs, 'human' then 'gpt'")
+    texts: list[str] = []
+    for turn, expected in zip(turns, ("human", "gpt") * (len(turns) // 2), strict=True):
+        if not isinstance(turn, dict) or turn.get("from") != expected or not isinstance(turn.get("value"), str):
+            raise DataError(f"{where}: turn {len(texts)} must be {{'from': {expected!r}, 'value': text}}")
+        texts.append(turn["value"].replace(_IMAGE_MARK, " ").strip())
+    if not all(texts):
+        raise DataError(f"{where}: turn {texts.index('')} has no text")
+    kind = entry.get("kind", "question")
+    if not isinstance(kind, str):
+        raise DataError(f"{where}: 'kind' is a text, but got {kind!r}")
+    return [Question(q, a, kind) for q, a in zip(texts[::2], texts[1::2], strict=True)]

@@ -1,0 +1,189 @@
+"""One schedule rule a kernel family, applied alike to kernels alone and to whole models.
+
+A fused function is told by the blocks it holds: `product` (sums of products, see products.py), `dot` (scores of few
+queries), `rowwise_out` (see rows.py), and otherwise elementwise. Everything runs on one thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.target import Target
+from tvm.tirx import PrimFunc
+
+from cost_models.tvm.machine import Machine, machine_of
+
+
+def schedule(module: IRModule, target: Target) -> IRModule:
+    """Schedule every tensor function of a module for one core of the target; other functions stay as they are."""
+    machine = machine_of(target)
+    result = IRModule(dict(module.functions_items()), global_infos=module.global_infos)
+    for variable, function in module.functions_items():
+        if isinstance(function, PrimFunc) and "tirx.is_scheduled" not in (function.attrs or {}):
+            result.update_func(variable, schedule_function(function, machine))
+    return result
+
+
+def schedule_function(function: PrimFunc, machine: Machine) -> PrimFunc:
+    """Schedule one tensor function by the rule of its family."""
+    sch = Schedule(function)
+    names = {sch.get(block).name_hint for block in _blocks(sch)}
+    if "product" in names:
+        _schedule_product(sch)
+    elif "dot" in names:
+        _schedule_dot(sch, machine)
+    elif "rowwise_out" in names:
+        _schedule_rows(sch, machine)
+    else:
+        _schedule_elementwise(sch, machine)
+    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _blocks(sch: Schedule) -> list[SBlockRV]:
+    return list(sch.get_child_blocks(sch.get_sblock("root")))
+
+
+def _extent(sch: Schedule, loop: LoopRV) -> int:
+    return int(sch.get(loop).extent)
+
+
+def _vectorize_last(sch: Schedule, block: SBlockRV, width: int, outer: int = 0) -> None:
+    """Vectorise a block's innermost loop, the `outer` first ones excepted, by `width` or what of it divides the loop."""
+    loops = sch.get_loops(block)[outer:]
+    if not loops:
+        return
+    width = math.gcd(_extent(sch, loops[-1]), width)
+    if width > 1:
+        _, inner = sch.split(loops[-1], [None, width])
+        sch.vectorize(inner)
+
+
+def _inline_epilogue(sch: Schedule, first: SBlockRV) -> SBlockRV:
+    """Inline every spatial block behind `first` into the last one, which is returned."""
+    blocks = _blocks(sch)
+    position = next(i for i, block in enumerate(blocks) if sch.get(block).name_hint == sch.get(first).name_hint)
+    for block in blocks[position + 1 : -1]:
+        sch.compute_inline(block)
+    return blocks[-1]
+
+
+def _schedule_product(sch: Schedule) -> None:
+    product = sch.get_sblock("product")
+    annotations = sch.get(product).annotations
+    rows, vectors, width = (int(annotations[key]) for key in ("tile_rows", "tile_vectors", "vector"))
+    out = _inline_epilogue(sch, product)
+    loops = sch.get_loops(product)
+    reduction = [loop for loop, kind in zip(loops, _kinds(sch, product), strict=True) if kind == "reduce"]
+    *outer, i, j = loops[: len(loops) - len(reduction)]
+    i0, i1 = sch.split(i, [None, rows])
+    j0, jv, jl = sch.split(j, [None, vectors, width])
+    unrolled = []
+    if math.prod(_extent(sch, loop) for loop in reduction) * rows * vectors > 160:
+        k = reduction.pop()
+        k0, k1 = sch.split(k, [None, max(d for d in (1, 2, 3, 4) if _extent(sch, k) % d == 0)])
+        reduction.append(k0)
+        unrolled.append(k1)
+    sch.reorder(*outer, j0, i0, *reduction, *unrolled, i1, jv, jl)
+    sch.set_scope(product, 0, "local")
+    sch.reverse_compute_at(out, i0)
+    *tile_i, tile_j = sch.get_loops(out)[len(outer) + 2 :]
+    vector = math.gcd(int(_shape(sch, out)[-1]), width)
+    chunk, lane = sch.split(tile_j, [None, vector])
+    if vector > 1:
+        sch.vectorize(lane)
+    for loop in (*tile_i, chunk):
+        sch.unroll(loop)
+    sch.vectorize(jl)
+    for loop in (*unrolled, i1, jv):
+        sch.unroll(loop)
+    init = sch.decompose_reduction(product, reduction[0])
+    *_, init_i, init_v, init_l = sch.get_loops(init)
+    sch.unroll(init_i)
+    sch.unroll(init_v)
+    sch.vectorize(init_l)
+    for block in _blocks_named(sch, "pack"):
+        sch.compute_at(block, outer[0])
+        sch.unroll(sch.get_loops(block)[-1])
+    for block in _blocks_named(sch, "border"):
+        _vectorize_last(sch, block, width)
+
+
+def _blocks_named(sch: Schedule, name: str) -> Iterator[SBlockRV]:
+    return (block for block in _blocks(sch) if sch.get(block).name_hint == name)
+
+
+def _kinds(sch: Schedule, block: SBlockRV) -> list[str]:
+    kinds = {tirx.IterVar.CommReduce: "reduce", tirx.IterVar.DataPar: "spatial"}
+    return [kinds[var.iter_type] for var in sch.get(block).iter_vars]
+
+
+def _shape(sch: Schedule, block: SBlockRV) -> list[int]:
+    return [int(size) for size in sch.get(block).writes[0].source.shape]
+
+
+def _schedule_dot(sch: Schedule, machine: Machine) -> None:
+    dot = sch.get_sblock("dot")
+    stages = [block for block in _blocks(sch) if sch.get(block).name_hint.startswith("halve")]
+    for block in _blocks(sch)[len(stages) + 1 : -1]:
+        sch.compute_inline(block)
+    out = _blocks(sch)[-1]
+    depth = len(sch.get_loops(out))
+    column = sch.get_loops(out)[-1]
+    for block in (*reversed(stages), dot):
+        sch.compute_at(block, column)
+        sch.set_scope(block, 0, "local")
+    for block in stages:
+        _vectorize_last(sch, block, machine.lanes, outer=depth)
+    if "reduce" in _kinds(sch, dot):
+        _reduce_by_lane(sch, dot, depth)
+    else:
+        _vectorize_last(sch, dot, machine.lanes, outer=depth)
+
+
+def _schedule_rows(sch: Schedule, machine: Machine) -> None:
+    out = sch.get_sblock("rowwise_out")
+    depth = len(sch.get_loops(out)) - 1
+    row = sch.get_loops(out)[depth - 1]
+    for block in reversed(_blocks(sch)[:-1]):
+        sch.compute_at(block, row)
+        sch.set_scope(block, 0, "local")
+    for block in _blocks(sch):
+        if "reduce" in _kinds(sch, block):
+            _reduce_by_lane(sch, block, depth)
+        else:
+            _vectorize_last(sch, block, 4 * machine.lanes, outer=depth)
+
+
+def _reduce_by_lane(sch: Schedule, block: SBlockRV, outer: int) -> None:
+    """Order a reduction chunk by chunk, each lane for itself, behind the `outer` first loops."""
+    *lanes, chunk = sch.get_loops(block)[outer:]
+    sch.reorder(chunk, *lanes)
+    for lane in lanes:
+        sch.vectorize(lane)  # before the initialisation is split off: what is left then is no reduction block
+    for lane in sch.get_loops(sch.decompose_reduction(block, chunk))[outer:]:
+        sch.vectorize(lane)
+
+
+def _schedule_elementwise(sch: Schedule, machine: Machine) -> None:
+    """Inline everything into the last block and vectorise its last axis between the points where a condition turns."""
+    blocks = _blocks(sch)
+    if not blocks or any("reduce" in _kinds(sch, block) for block in blocks):
+        return
+    for block in blocks[:-1]:
+        sch.compute_inline(block)
+    out = blocks[-1]
+    turns: list[int] = []
+
+    def visit(node: tirx.LT | tirx.LE | tirx.GT | tirx.GE) -> None:
+        turns.extend(int(side) for side in (node.a, node.b) if isinstance(side, tirx.IntImm))
+
+    tvm_ffi.structural_walk(sch.get(out).body, ((tirx.LT, tirx.LE, tirx.GT, tirx.GE), visit), order="post")
+    _vectorize_last(sch, out, math.gcd(machine.lanes, *turns))
+
+

@@ -1,0 +1,267 @@
+"""The archive: a typed view of Optuna's storage, the only database.
+
+An experiment is two studies, one a fidelity: NAME/cheap holds every candidate with its cheap score, NAME/dear those
+that were promoted. A trial's values are the objectives; its user attribute `evaluation` is the whole evaluation, and
+what was measured later stands in the study's user attributes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+
+from cost_models.cost import Cost, Memory, RequestCost
+from hardware_profiles import Basis
+from nas.errors import NasError
+from nas.experiment import Experiment, parse_experiment
+from nas.objectives import OBJECTIVES, Accuracy, objective
+from search_spaces import SPACES, Point, VLMConfig, unknown
+
+DEFAULT_STORAGE = "sqlite:///runs/nas.db"
+#: The two fidelities, cheapest first.
+FIDELITIES = ("cheap", "dear")
+_EVALUATION, _EXPERIMENT, _MEASURED = "evaluation", "experiment", "measured:"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A finished candidate. `refused` names the caps it broke before its accuracy was estimated."""
+
+    id: str
+    point: Point
+    cost: RequestCost
+    accuracy: Accuracy | None
+    refused: tuple[str, ...] = ()
+    detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def config(self, experiment: Experiment) -> VLMConfig:
+        """The model that was evaluated."""
+        config = SPACES[experiment.space].decode(self.point)
+        vocabulary = self.detail.get("vocabulary")
+        return config.with_vocabulary(vocabulary) if vocabulary else config
+
+    def values(self, names: tuple[str, ...]) -> list[float]:
+        """Objectives in SI units."""
+        return [objective(name).value(self.cost, self.accuracy) for name in names]
+
+    def minimised(self, names: tuple[str, ...]) -> list[float]:
+        """Objectives with those to be maximised negated."""
+        return [objective(name).sign * value for name, value in zip(names, self.values(names), strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Read the JSON form; raises NasError for another release's."""
+        try:
+            cost = dict(data["cost"])
+            parts = {
+                phase: Cost(**{**cost.pop(phase), "basis": Basis(data["cost"][phase]["basis"])})
+                for phase in ("vision", "projector", "prefill", "decode")
+            }
+            memory = Memory(**cost.pop("memory"))
+            accuracy = data["accuracy"]
+            return cls(
+                id=data["id"],
+                point=data["point"],
+                cost=RequestCost(**parts, memory=memory, **cost),
+                accuracy=Accuracy(**{**accuracy, "basis": Basis(accuracy["basis"])}) if accuracy else None,
+                refused=tuple(data["refused"]),
+                detail=data["detail"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise NasError(f"an evaluation in the storage was written by another release ({error})") from None
+
+
+class Archive:
+    """One experiment in one storage. Use `Archive.create`, `Archive.open`, and `close` at the end."""
+
+    def __init__(self, storage: BaseStorage, experiment: Experiment) -> None:
+        self.storage, self.experiment = storage, experiment
+
+    @classmethod
+    def create(cls, url: str, experiment: Experiment) -> Archive:
+        """Continue the experiment of that name, or begin it; other settings than the stored ones raise NasError."""
+        storage = open_storage(url, create=True)
+        archive = cls(storage, experiment)
+        stored = _stored_experiments(storage).get(experiment.name)
+        if stored is not None and stored.identity() != experiment.identity():
+            old, new = stored.identity(), experiment.identity()
+            changed = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in new if old[key] != new[key])
+            close(storage)
+            raise NasError(
+                f"experiment {experiment.name!r} in {url} was begun with other settings ({changed}); "
+                "give this one another name or another --storage"
+            )
+        for fidelity in FIDELITIES:
+            archive.study(fidelity).set_user_attr(_EXPERIMENT, experiment.model_dump(mode="json"))
+        return archive
+
+    @classmethod
+    def open(cls, url: str, name: str | None = None) -> Archive:
+        """The experiment of that name, or the only one in the storage; raises NasError where there is none."""
+        storage = open_storage(url, create=False)
+        stored = _stored_experiments(storage)
+        if not stored:
+            close(storage)
+            raise NasError(f"{url} holds no experiment yet; run `nas search` first")
+        if name is None:
+            if len(stored) > 1:
+                close(storage)
+                raise NasError(f"{url} holds several experiments, name one: {', '.join(sorted(stored))}")
+            name = next(iter(stored))
+        if name not in stored:
+            close(storage)
+            raise unknown("experiment", name, stored)
+        return cls(storage, stored[name])
+
+    def close(self) -> None:
+        """Give the storage's connections back."""
+        close(self.storage)
+
+    def study(self, fidelity: str, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+        """The Optuna study of a fidelity, made where it is missing."""
+        directions = [OBJECTIVES[name].direction for name in self.experiment.objectives]
+        with _quiet():
+            return optuna.create_study(
+                study_name=f"{self.experiment.name}/{fidelity}",
+                storage=self.storage,
+                directions=directions,
+                sampler=sampler,
+                load_if_exists=True,
+            )
+
+    def trials(self, fidelity: str) -> list[FrozenTrial]:
+        """Finished trials of a fidelity, oldest first."""
+        study = self.study(fidelity)
+        return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+    def evaluations(self, fidelity: str) -> list[Evaluation]:
+        """Evaluations of a fidelity, oldest first, each config once; refused ones included."""
+        found: dict[str, Evaluation] = {}
+        for trial in self.trials(fidelity):
+            if _EVALUATION in trial.user_attrs:
+                evaluation = Evaluation.from_dict(json.loads(trial.user_attrs[_EVALUATION]))
+                found.setdefault(evaluation.id, evaluation)
+        return list(found.values())
+
+    def best_known(self) -> list[Evaluation]:
+        """Every evaluated candidate of the dearest fidelity that has any, refused ones left out."""
+        for fidelity in reversed(FIDELITIES):
+            known = [evaluation for evaluation in self.evaluations(fidelity) if not evaluation.refused]
+            if known:
+                return known
+        return []
+
+    def record(self, fidelity: str, trial: optuna.Trial, evaluation: Evaluation, penalty: float = 0.0) -> None:
+        """Finish a trial with its evaluation; `penalty` > 0 marks one that broke caps."""
+        study = self.study(fidelity)
+        trial.set_user_attr(_EVALUATION, json.dumps(evaluation.to_dict()))
+        names = self.experiment.objectives
+        if evaluation.accuracy is None:
+            # Optuna's constrained samplers need values; the constraint keeps this one out of every front.
+            stand_in = Accuracy(-1e9, "none", Basis.ASSUMED)
+            values = [objective(name).value(evaluation.cost, stand_in) for name in names]
+        else:
+            values = evaluation.values(names)
+        with _quiet():
+            trial.set_constraint("caps", penalty)
+        study.tell(trial, values)
+
+    def measured(self, config_id: str) -> dict[str, Any] | None:
+        """What was measured of a config after the search, as it was recorded."""
+        found = self.study("dear").user_attrs.get(_MEASURED + config_id)
+        return dict(found) if found else None
+
+    def record_measured(self, config_id: str, record: Mapping[str, Any]) -> None:
+        """Keep what was measured of a config."""
+        self.study("dear").set_user_attr(_MEASURED + config_id, dict(record))
+
+
+def distributions(experiment: Experiment) -> dict[str, CategoricalDistribution]:
+    """Optuna's form of the space's choices."""
+    return {name: CategoricalDistribution(values) for name, values in SPACES[experiment.space].choices.items()}
+
+
+def open_storage(url: str, create: bool) -> BaseStorage:
+    """An Optuna storage by URL; a broken, foreign or missing one raises NasError and is left as it is."""
+    if url.startswith("sqlite:///"):
+        _check_sqlite(Path(url.removeprefix("sqlite:///")), url, create)
+    try:
+        if not url.startswith("sqlite"):
+            return RDBStorage(url)
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        event.listen(storage.engine, "connect", _write_ahead)
+        storage.engine.dispose()
+        return storage
+    except (ArgumentError, ImportError) as error:
+        first = str(error).splitlines()[0]
+        raise NasError(f"{url!r} is not a storage URL such as {DEFAULT_STORAGE} ({first})") from None
+    except (OperationalError, RuntimeError, SQLAlchemyError) as error:
+        raise NasError(f"{url}: the storage cannot be opened ({str(error).splitlines()[0]})") from None
+
+
+def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
+    # A killed process loses nothing in this mode, and a commit waits for no disk: a trial is some twenty commits.
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = normal")
+
+
+def close(storage: BaseStorage) -> None:
+    """Give the connections of a storage back."""
+    storage.remove_session()
+    if isinstance(storage, RDBStorage):
+        storage.engine.dispose()
+
+
+def _check_sqlite(path: Path, url: str, create: bool) -> None:
+    if not path.exists():
+        if not create:
+            raise NasError(f"{url} does not exist; run `nas search` first, or give --storage")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise NasError(f"{path}: not a readable SQLite file ({error}); give another --storage") from None
+    if tables and not {"studies", "trials", "version_info"} <= tables:
+        raise NasError(f"{path}: a SQLite file of another program ({', '.join(sorted(tables)[:3])}); give another one")
+
+
+def _stored_experiments(storage: BaseStorage) -> dict[str, Experiment]:
+    found = {}
+    for study in storage.get_all_studies():
+        data = storage.get_study_user_attrs(study._study_id).get(_EXPERIMENT)
+        if data:
+            experiment = parse_experiment(data, f"study {study.study_name}")
+            found[experiment.name] = experiment
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

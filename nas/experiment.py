@@ -1,0 +1,144 @@
+"""An experiment: one question as a YAML file, read strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from nas.errors import NasError
+from nas.objectives import CAPS, OBJECTIVES
+from search_spaces import SPACES, Workload, unknown
+
+Positive = Annotated[int, Field(ge=1, strict=True)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkloadSpec(_Strict):
+    """The request that is priced."""
+
+    images: Positive = 1
+    prompt_tokens: Positive = 10
+    new_tokens: Positive = 2
+
+    def workload(self) -> Workload:
+        """As the spaces take it."""
+        return Workload(self.images, self.prompt_tokens, self.new_tokens)
+
+
+class DataSpec(_Strict):
+    """What accuracy is measured on: the digit scenes, or a LLaVA-format JSON file with its image folder."""
+
+    source: Literal["digit_scenes", "llava"] = "digit_scenes"
+    json_file: str | None = None
+    image_folder: str | None = None
+
+
+class ProxySpec(_Strict):
+    """How accuracy is estimated: every candidate by the cheap proxy, the promoted ones by the dear one."""
+
+    cheap: str = "synflow"
+    dear: str = "trained"
+    promote: Annotated[int, Field(ge=0, strict=True)] = 12
+    seconds: Annotated[float, Field(gt=0)] = 150.0
+    steps: Positive | None = None
+    workers: Positive = 2
+
+
+class Experiment(_Strict):
+    """What to search, where, for what; unknown keys are errors."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$")]
+    space: str = "tiny"
+    device: str = "host"
+    cost_model: Literal["auto", "roofline", "learned"] = "auto"
+    workload: WorkloadSpec = WorkloadSpec()
+    objectives: tuple[str, ...] = ("accuracy", "latency")
+    caps: dict[str, Annotated[float, Field(gt=0)]] = {}
+    sampler: Literal["nsga2", "random", "tpe"] = "nsga2"
+    trials: Positive = 150
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    proxy: ProxySpec = ProxySpec()
+    data: DataSpec = DataSpec()
+    measure: Annotated[int, Field(ge=0, le=32, strict=True)] = 8
+
+    @field_validator("space")
+    @classmethod
+    def _space_is_known(cls, name: str) -> str:
+        if name not in SPACES:
+            raise unknown("space", name, SPACES)
+        return name
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in OBJECTIVES:
+                raise unknown("objective", name, OBJECTIVES)
+        if len(set(names)) < 2 or len(set(names)) != len(names):
+            raise ValueError(f"objectives must be two or more different ones, but got {', '.join(names)}")
+        if "accuracy" not in names:
+            raise ValueError("objectives must hold accuracy: without it the smallest model always wins")
+        return names
+
+    @field_validator("caps")
+    @classmethod
+    def _caps_are_known(cls, caps: dict[str, float]) -> dict[str, float]:
+        for name in caps:
+            if name not in CAPS:
+                raise unknown("cap", name, CAPS)
+        return caps
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same when a stored experiment is continued; budgets may grow."""
+        free = {"trials", "seed", "measure", "caps", "sampler"}
+        data = self.model_dump(mode="json", exclude=free)
+        data["proxy"] = {"cheap": self.proxy.cheap, "dear": self.proxy.dear, "steps": self.proxy.steps}
+        return data
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment in a YAML file; anything wrong raises NasError with file, key and the nearest known name."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NasError(f"{path}: no such experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NasError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f", line {place.line + 1}" if place else ""
+        raise NasError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or 'syntax error'})") from None
+    if not isinstance(data, dict):
+        raise NasError(f"{path}: an experiment is a mapping of keys to values, but got {type(data).__name__}")
+    return parse_experiment(data, str(path))
+
+
+def parse_experiment(data: dict[str, Any], where: str) -> Experiment:
+    """The experiment in a mapping; `where` names its origin in errors."""
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(first["loc"][:-1])
+            raise NasError(f"{where}: {unknown('key', first['loc'][-1], known)}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if first["type"] == "value_error" else f", but got {first['input']!r}"
+        raise NasError(f"{where}: {key}: {message}{got}") from None
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Experiment
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,55 @@
+"""Dominance, fronts and hypervolume. Values are minimised: callers flip the sign of what is maximised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+
+def front(values: Values) -> list[int]:
+    """Indices of the non-dominated rows of (n, objectives), ascending by the first objective; equal rows all stay."""
+    order = np.lexsort(values.T[::-1])
+    kept: list[int] = []
+    for index in order:
+        row = values[index]
+        dominated = any(np.all(values[other] <= row) and np.any(values[other] < row) for other in kept)
+        if not dominated:
+            kept.append(int(index))
+    return kept
+
+
+def ranks(values: Values) -> list[int]:
+    """Rank of every row: 0 for the front, 1 for the front of the rest, and so on."""
+    left, result, rank = list(range(len(values))), [0] * len(values), 0
+    while left:
+        layer = {left[i] for i in front(values[left])}
+        for index in layer:
+            result[index] = rank
+        left = [index for index in left if index not in layer]
+        rank += 1
+    return result
+
+
+def hypervolume(values: Values, reference: Sequence[float]) -> float:
+    """Volume that (n, objectives) dominates up to `reference`; rows outside it count nothing.
+
+    By slicing along the last objective; exact, and quick for the sizes of a front.
+    """
+    reference_row = np.asarray(reference, dtype=float)
+    inside = values[np.all(values < reference_row, axis=1)]
+    if not len(inside):
+        return 0.0
+    inside = inside[front(inside)]
+    if values.shape[1] == 1:
+        return float(reference_row[0] - inside[:, 0].min())
+    inside = inside[np.argsort(inside[:, -1])]
+    edges = [*inside[:, -1], reference_row[-1]]
+    return sum(
+        (edges[i + 1] - edges[i]) * hypervolume(inside[: i + 1, :-1], reference_row[:-1])
+        for i in range(len(inside))
+        if edges[i + 1] > edges[i]
+    )

@@ -1,0 +1,121 @@
+"""The dear proxy: promoted candidates are trained side by side in worker processes, the archive is written by one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from optuna.samplers import RandomSampler
+
+from nas.archive import Archive, Evaluation, distributions
+from nas.candidate import Pricer
+from nas.objectives import Accuracy
+from nas.proxies import proxy
+from nas.search import FrontTracker, Progress, drop_unfinished, promotion_order
+from search_spaces import VLMConfig
+
+
+def promote(
+    archive: Archive,
+    pricer: Pricer,
+    seconds: float,
+    count: int,
+    train: Callable[[VLMConfig], dict[str, Any]],
+    progress: Progress,
+) -> None:
+    """Train up to `count` promising candidates, starting none after `seconds`; those in the archive are not repeated.
+
+    `train` runs in a worker and returns accuracy and details; it must be picklable.
+    """
+    experiment = archive.experiment
+    drop_unfinished(archive, "dear")
+    done = {evaluation.id: evaluation for evaluation in archive.evaluations("dear")}
+    names = experiment.objectives
+    queue = [e for e in promotion_order(archive.evaluations("cheap"), names, count) if e.id not in done]
+    queue = queue[: max(count - len(done), 0)]
+    total = len(done) + len(queue)
+    tracker = FrontTracker(experiment)
+    for evaluation in done.values():
+        tracker.add(evaluation)
+    started = time.monotonic()
+    with worker_pool(experiment.proxy.workers) as pool:
+        running: dict[Future[dict[str, Any]], Evaluation] = {}
+        while queue or running:
+            late = time.monotonic() - started > seconds
+            while queue and len(running) < experiment.proxy.workers and not late:
+                evaluation = queue.pop(0)
+                running[pool.submit(train, evaluation.config(experiment))] = evaluation
+            if not running:
+                break
+            progress("train", len(done), total, f"{tracker.note()}, {len(running)} in training")
+            for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                finished = _finish(archive, running.pop(future), future.result())
+                done[finished.id] = finished
+                tracker.add(finished)
+    progress("train", len(done), len(done), tracker.note())
+
+
+def _finish(archive: Archive, cheap: Evaluation, outcome: dict[str, Any]) -> Evaluation:
+    study, dear = archive.study("dear", RandomSampler()), proxy(archive.experiment.proxy.dear, "dear")
+    study.enqueue_trial(dict(cheap.point))
+    trial = study.ask(dict(distributions(archive.experiment)))
+    accuracy = Accuracy(outcome.pop("accuracy"), dear.name, dear.basis)
+    evaluation = Evaluation(cheap.id, cheap.point, cheap.cost, accuracy, detail={**cheap.detail, **outcome})
+    archive.record("dear", trial, evaluation)
+    return evaluation
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes of one thread each that die with this one and leave Ctrl-C to it."""
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_each():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+        try:
+            yield pool
+            pool.shutdown()
+        except BaseException:
+            for process in list(getattr(pool, "_processes", {}).values()):
+                process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def weights_path(folder: Path, config_id: str) -> Path:
+    """Where the trained weights of a config lie."""
+    return folder / "weights" / f"{config_id}.safetensors"

@@ -1,0 +1,433 @@
+"""The `trained` proxy: train a candidate for a fixed number of small steps and see what it answers.
+
+What makes half a minute of one core enough (measured on the digit scenes, see docs; each line is worth 3 to 15 points):
+- Dense supervision where the data has region labels: a head on the vision tokens names what stands in each cell; the
+  image tokens must match the embedding of those words; and the decoder is asked to describe cells.
+- Muon for every matrix (momentum whose singular values are made equal), the patch filter included; AdamW for the rest.
+- Several turns share one encoding of the image. Turns cannot see each other and all start at the same position, so
+  that training asks exactly what evaluation asks: one question alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary, blind_baseline
+from search_spaces.blocks import rotary
+from search_spaces.config import VLMConfig
+from search_spaces.network import VisionLanguageModel
+
+#: Called with step, total steps and loss; whatever it raises ends the training and reaches the caller.
+Progress = Callable[[int, int, float], None]
+
+#: Pixels enter the network as (value / 255 - IMAGE_MEAN) / IMAGE_STD.
+IMAGE_MEAN, IMAGE_STD = 0.5, 0.5
+_IGNORED = -100
+_WEIGHTS_FORMAT = "edge-vlm-nas weights 1"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecipe:
+    """How every candidate of an experiment is trained: the same steps, so that accuracies can be compared.
+
+    steps, batch: updates, and images of each. turns: questions per image and step. descriptions: cells described per
+    image and step. region_weight, alignment_weight: of the two losses on region labels. matrix_rate: Muon's learning
+    rate; rate: AdamW's. warmup: share of the steps with rising rates; they then fall as a cosine to `final` of their
+    peak. report_every: steps between points of the loss curve and calls of `progress`.
+    """
+
+    steps: int = 300
+    batch: int = 24
+    turns: int = 4
+    descriptions: int = 2
+    region_weight: float = 1.0
+    alignment_weight: float = 1.0
+    matrix_rate: float = 0.02
+    rate: float = 3e-3
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    final: float = 0.03
+    clip: float = 1.0
+    report_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "turns", "report_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, but got {getattr(self, name)}")
+        for name in ("descriptions", "region_weight", "alignment_weight", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, but got {getattr(self, name)}")
+        for name in ("matrix_rate", "rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, but got {getattr(self, name)}")
+        for name in ("warmup", "final", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), but got {getattr(self, name)}")
+
+    def rate_share(self, step: int) -> float:
+        """The share of the peak learning rates at `step` (0 is the first)."""
+        warm = max(1, round(self.warmup * self.steps))
+        if step < warm:
+            return (step + 1) / warm
+        done = (step - warm) / max(1, self.steps - warm)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedResult:
+    """Accuracy on validation questions: share answered exactly, by greedy decoding.
+
+    seconds: processor time of training, evaluation not included. loss_curve: (step, answer loss in nats). diverged:
+    the loss left the finite numbers; accuracies are then those of the best blind guess per kind.
+    """
+
+    accuracy: float
+    by_question_type: Mapping[str, float]
+    steps: int
+    seconds: float
+    loss_curve: tuple[tuple[int, float], ...]
+    diverged: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A result and the network that earned it."""
+
+    result: TrainedResult
+    network: VisionLanguageModel
+    vocabulary: Vocabulary = field(repr=False)
+
+
+def train(
+    config: VLMConfig, data: Splits, recipe: TrainingRecipe, *, seed: int, progress: Progress | None = None
+) -> Trained:
+    """Train `config` on `data.train`, judge it on `data.validation`.
+
+    The vocabulary of the data replaces the config's. Uses the torch threads of the caller; leaves the global random
+    generators as they were. Two calls with equal arguments on one machine give equal results, seconds apart.
+    """
+    vocabulary = data.vocabulary()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = config.with_vocabulary(len(vocabulary)).build()
+        supervision = _RegionSupervision(network, data.train, vocabulary) if data.train.regions is not None else None
+    rng = np.random.default_rng(seed)
+    modules = [network] if supervision is None else [network, supervision]
+    optimizers = _optimizers(modules, recipe)
+    started = time.process_time()
+    curve: list[tuple[int, float]] = []
+    order = _batches(rng, len(data.train), recipe.batch)
+    taken, diverged = 0, False
+    network.train()
+    for step in range(recipe.steps):
+        loss, answers = _loss(network, supervision, data.train, next(order), vocabulary, recipe, rng)
+        for optimizer, peak in optimizers:
+            optimizer.param_groups[0]["lr"] = peak * recipe.rate_share(step)
+            optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], recipe.clip)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            diverged = True
+            break
+        for optimizer, _ in optimizers:
+            optimizer.step()
+        taken = step + 1
+        if taken % recipe.report_every == 0 or taken == recipe.steps:
+            curve.append((taken, answers.item()))
+            if progress is not None:
+                progress(taken, recipe.steps, answers.item())
+    seconds = time.process_time() - started
+    if diverged:
+        blind = blind_baseline(data.train, data.validation)
+        accuracy, by_type = blind.by_kind, dict(blind.each_kind)
+    else:
+        accuracy, by_type = evaluate(network, data.validation, vocabulary)
+    return Trained(TrainedResult(accuracy, by_type, taken, seconds, tuple(curve), diverged), network, vocabulary)
+
+
+def evaluate(network: VisionLanguageModel, judged: Dataset, vocabulary: Vocabulary) -> tuple[float, dict[str, float]]:
+    """The share of questions that greedy decoding answers word for word, overall and by kind.
+
+    An answer is decoded greedily exactly if each of its tokens, and `<end>`, is the likeliest after those before it:
+    one pass over the true answers decides that.
+    """
+    network.eval()
+    hits: dict[str, list[bool]] = {}
+    with torch.no_grad():
+        for start in range(0, len(judged), 64):
+            indices = range(start, min(start + 64, len(judged)))
+            asked = [judged.questions[i] for i in indices]
+            image_tokens = network.project(network.encode(_tensor(judged, indices, network.config.vision.image_px)))
+            packed = pack([[_turn(q, vocabulary, end=True) for q in questions] for questions in asked], vocabulary)
+            likeliest = text_logits(network, image_tokens, packed).argmax(-1)  # (B, L)
+            wrong = (likeliest != packed.targets) & (packed.targets != _IGNORED)
+            for row, questions in enumerate(asked):
+                missed = set(packed.turns[row][wrong[row]].tolist())
+                for number, question in enumerate(questions):
+                    hits.setdefault(question.kind, []).append(number not in missed)
+    total = [hit for found in hits.values() for hit in found]
+    by_kind = {kind: sum(found) / len(found) for kind, found in sorted(hits.items())}
+    return sum(total) / max(1, len(total)), by_kind
+
+
+# ------------------------------------------------------------------------------------------------ turns in one sequence
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    ids: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """Turns of a batch in one sequence. Turn slots have the same place in every row, so one mask serves the batch.
+
+    ids, targets, turns: (B, L): token, token to predict (or ignored), number of the turn within its row (or -1).
+    slots, offsets: (L,): which slot a column is in, and the column's distance from the slot's start.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    turns: Tensor
+    slots: Tensor
+    offsets: Tensor
+
+
+def _turn(question: Question, vocabulary: Vocabulary, *, end: bool) -> _Turn:
+    asked = (vocabulary.id(BOS), *vocabulary.encode(question.text))
+    answer = vocabulary.encode(question.answer) + ((vocabulary.id(END),) if end else ())
+    return _Turn((asked + answer)[:-1], (_IGNORED,) * (len(asked) - 1) + answer)
+
+
+def pack(rows: Sequence[Sequence[_Turn]], vocabulary: Vocabulary) -> Packed:
+    """Lay the turns of each row into slots, shortest first: slots then hold turns of like length and little padding."""
+    ordered = [sorted(enumerate(row), key=lambda turn: len(turn[1].ids)) for row in rows]
+    most = max(len(row) for row in rows)
+    slots = [[row[i - most + len(row)] if i - most + len(row) >= 0 else None for row in ordered] for i in range(most)]
+    widths = [max(len(turn[1].ids) for turn in slot if turn is not None) for slot in slots]
+    shape = (len(rows), sum(widths))
+    ids = np.full(shape, vocabulary.id(PAD), np.int64)
+    targets, turns = np.full(shape, _IGNORED, np.int64), np.full(shape, -1, np.int64)
+    start = 0
+    for slot, width in zip(slots, widths, strict=True):
+        for row, placed in enumerate(slot):
+            if placed is not None:
+                number, turn = placed
+                columns = slice(start, start + len(turn.ids))
+                ids[row, columns], targets[row, columns], turns[row, columns] = turn.ids, turn.targets, number
+        start += width
+    number_of = torch.repeat_interleave(torch.arange(most), torch.tensor(widths))
+    offsets = torch.cat([torch.arange(width) for width in widths])
+    return Packed(*(torch.from_numpy(array) for array in (ids, targets, turns)), number_of, offsets)
+
+
+def text_logits(network: VisionLanguageModel, image_tokens: Tensor, packed: Packed) -> Tensor:
+    """Logits (B, L, V) of image tokens (B, T, D) and packed turns: each turn sees the image and itself, nothing else."""
+    language = network.config.language
+    images = image_tokens.shape[1]
+    slots = torch.cat([torch.full((images,), -1), packed.slots])  # (T + L,)
+    rows = torch.arange(len(slots))
+    seen = (rows[:, None] >= rows) & ((slots == -1) | (slots[:, None] == slots))
+    mask = torch.where(seen, 0.0, float("-inf")).repeat(language.queries_per_kv_head, 1)  # (G * (T + L), T + L)
+    rope = rotary(torch.cat([torch.arange(images), images + packed.offsets]), language.head_width)
+    x = torch.cat([image_tokens, network.language.embedding(packed.ids)], dim=1)  # (B, T + L, D)
+    for block in network.language.blocks:
+        x, _, _ = block(x, rope, mask)
+    logits: Tensor = network.language.logits(x[:, images:])
+    return logits
+
+
+# ---------------------------------------------------------------------------------------------------------- the losses
+
+
+def _tensor(data: Dataset, indices: Iterable[int], image_px: int) -> Tensor:
+    pixels: Bytes = data.images(np.fromiter(indices, np.int64), image_px)
+    return torch.from_numpy(pixels).float().div_(255.0).sub_(IMAGE_MEAN).div_(IMAGE_STD)
+
+
+def _batches(rng: np.random.Generator, count: int, batch: int) -> Any:
+    while True:
+        order = rng.permutation(count)
+        for start in range(0, max(1, count - batch + 1), batch):
+            yield order[start : start + batch].tolist()
+
+
+def _loss(
+    network: VisionLanguageModel,
+    supervision: _RegionSupervision | None,
+    data: Dataset,
+    indices: list[int],
+    vocabulary: Vocabulary,
+    recipe: TrainingRecipe,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    # The loss to descend, and its part on the answers.
+    rows = []
+    for i in indices:
+        questions = data.questions[i]
+        asked = [questions[j] for j in rng.permutation(len(questions))[: recipe.turns]]
+        # One turn a row is enough to learn that one-word answers end; each `<end>` costs a row of the decoder.
+        row = [_turn(q, vocabulary, end=j == 0 or " " in q.answer) for j, q in enumerate(asked)]
+        if data.regions is not None:
+            described = data.regions.descriptions(i)
+            chosen = rng.permutation(len(described))[: recipe.descriptions]
+            row += [_turn(described[j], vocabulary, end=False) for j in chosen]
+        rows.append(row)
+    packed = pack(rows, vocabulary)
+    vision_tokens = network.encode(_tensor(data, indices, network.config.vision.image_px))
+    image_tokens = network.project(vision_tokens)
+    logits = text_logits(network, image_tokens, packed)
+    answers = F.cross_entropy(logits.flatten(0, 1), packed.targets.flatten(), ignore_index=_IGNORED)
+    loss = answers
+    if supervision is not None:
+        if recipe.region_weight:
+            loss = loss + recipe.region_weight * supervision.regions(vision_tokens, indices)
+        if recipe.alignment_weight:
+            loss = loss + recipe.alignment_weight * supervision.alignment(network, image_tokens, indices)
+    return loss, answers.detach()
+
+
+class _RegionSupervision(nn.Module):
+    """Two losses on region labels: of a linear head on vision tokens, and of the decoder's own embedding."""
+
+    def __init__(self, network: VisionLanguageModel, data: Dataset, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        regions = data.regions
+        if regions is None:
+            raise DataError(f"{data.name} has no region labels")
+        config = network.config
+        self.sizes = [len(names) for names in regions.attributes]
+        self.heads = nn.Linear(config.vision.width, sum(self.sizes))
+        self.labels = torch.from_numpy(regions.labels)
+        first = [[vocabulary.encode(name)[0] for name in names] for names in regions.attributes]
+        self.words = torch.stack([torch.tensor(ids)[self.labels[..., a]] for a, ids in enumerate(first)], -1)
+        self.vision_cells = cell_weights(config.vision.grid, regions.grid)
+        side = math.isqrt(config.image_tokens)
+        self.image_cells = cell_weights(side, regions.grid) if side**2 == config.image_tokens else None
+
+    def regions(self, vision_tokens: Tensor, indices: list[int]) -> Tensor:
+        """Cross-entropy of each cell's attributes, summed over attributes."""
+        found = self.heads(self.vision_cells @ vision_tokens).split(self.sizes, -1)  # each (B, cells, classes)
+        labels = self.labels[indices]
+        losses = [F.cross_entropy(z.flatten(0, 1), labels[..., a].flatten()) for a, z in enumerate(found)]
+        return torch.stack(losses).sum()
+
+    def alignment(self, network: VisionLanguageModel, image_tokens: Tensor, indices: list[int]) -> Tensor:
+        """Cross-entropy of each cell's words against the pooled image tokens read as decoder output."""
+        if self.image_cells is None:
+            return torch.zeros(())
+        scores = F.log_softmax(network.language.logits(self.image_cells @ image_tokens), -1)  # (B, cells, V)
+        return -scores.gather(2, self.words[indices]).mean()
+
+
+def cell_weights(side: int, grid: int) -> Tensor:
+    """Weights (grid * grid, side * side) that average a token grid over the cells it overlaps."""
+    tokens, cells = np.arange(side + 1) / side, np.arange(grid + 1) / grid
+    ends = np.minimum(tokens[1:], cells[1:, None]) - np.maximum(tokens[:-1], cells[:-1, None])
+    overlap = np.maximum(0.0, ends)  # (grid, side)
+    weights = np.einsum("ai,bj->abij", overlap, overlap).reshape(grid**2, side**2)
+    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+
+
+# -------------------------------------------------------------------------------------------------------- the optimizer
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonalised steps for matrices, in fp32 (Jordan, kellerjordan.github.io/posts/muon, 2024).
+
+    Filters count as matrices of (out, in * window). Matrices of one shape are orthogonalised together.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step; closures are not supported."""
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
+                shapes.setdefault((update.shape[0], update.shape[1]), []).append((p, update))
+            for (rows, columns), found in shapes.items():
+                steps = orthogonalised(torch.stack([update for _, update in found]))
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for (p, _), step in zip(found, steps, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step.view_as(p), alpha=-rate)
+
+
+def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Bring all singular values of (N, rows, columns) near 1: Newton-Schulz, coefficients of Muon's author."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if tall else x
+
+
+def _optimizers(modules: Sequence[nn.Module], recipe: TrainingRecipe) -> list[tuple[torch.optim.Optimizer, float]]:
+    # Each with its peak rate. Depthwise filters, queries and positions mix no channels: no matrices in Muon's sense.
+    network = modules[0]
+    apart = {"language.embedding.weight", "vision.positions", "projector.queries"}
+    matrices = [p for n, p in network.named_parameters() if p.dim() >= 2 and n not in apart and p.shape[1] > 1]
+    taken = {id(p) for p in matrices}
+    rest = [p for module in modules for p in module.parameters() if id(p) not in taken]
+    muon = Muon(matrices, recipe.matrix_rate, recipe.momentum, recipe.weight_decay)
+    adam = torch.optim.AdamW(rest, recipe.rate, recipe.betas, weight_decay=recipe.weight_decay, foreach=True)
+    return [(muon, recipe.matrix_rate), (adam, recipe.rate)]
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+def save_weights(trained: Trained, path: Path) -> None:
+    """Write weights, config and vocabulary as one safetensors file."""
+    from safetensors.numpy import save_file
+
+    weights = {name: tensor.detach().numpy() for name, tensor in trained.network.state_dict().items()}
+    about = {
+        "format": _WEIGHTS_FORMAT,
+        "config": json.dumps(trained.network.config.to_dict()),
+        "vocabulary": trained.vocabulary.to_json(),
+    }
+    save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, path, about)
+
+
+def load_weights(path: Path) -> tuple[VisionLanguageModel, Vocabulary]:
+    """Read what `save_weights` wrote: the network, ready to answer, and its vocabulary."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as opened:  # type: ignore[no-untyped-call]
+            about = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: no safetensors file: {error}") from error
+    if about.get("format") != _WEIGHTS_FORMAT:
+        raise DataError(f"{path}: format must be {_WEIGHTS_FORMAT!r}, but got {about.get('format')!r}")
+    network = VLMConfig.from_dict(json.loads(about["config"])).build()
+    network.load_state_dict(weights)
+    network.eval()
+    return network, Vocabulary.from_json(about["vocabulary"])

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from typing import NamedTuple
 
 from search_spaces import Kernel
 
 
-def live_activation_bytes(kernels: Iterable[Kernel]) -> float:
-    """Largest bytes of activations alive at once: a kernel's inputs and outputs beside the residual stream.
+class Live(NamedTuple):
+    """Bytes of activations of kernels that run in turn; `merge` joins groups."""
 
-    The residual stream is the output of the kernels that add it; it is alive while every other kernel runs.
-    """
-    needs = [_needs(kernel) for kernel in kernels]
-    held = max((stream for _, stream in needs), default=0.0)
-    return max((size if stream else size + held for size, stream in needs), default=0.0)
+    own_bytes: float
+    stream_bytes: float
+    adding_bytes: float
+
+    @property
+    def peak_bytes(self) -> float:
+        """A kernel's inputs and outputs beside the residual stream, which is alive while every kernel runs."""
+        return max(self.own_bytes + self.stream_bytes, self.adding_bytes)
 
 
-@lru_cache(maxsize=1 << 16)
-def _needs(kernel: Kernel) -> tuple[float, float]:
-    """Bytes of a kernel's own activations, and of the residual stream where it adds it."""
-    stream = kernel.outputs * kernel.precision.activation_bytes if "residual" in kernel.epilogue else 0.0
-    return kernel.activation_bytes, stream
+def live(kernels: Iterable[Kernel]) -> Live:
+    """Largest activations of kernels that leave the residual stream alone, of the stream, and of those that add it."""
+    own = stream = adding = 0.0
+    for kernel in kernels:
+        if "residual" in kernel.epilogue:
+            stream = max(stream, kernel.outputs * kernel.precision.activation_bytes)
+            adding = max(adding, kernel.activation_bytes)
+        else:
+            own = max(own, kernel.activation_bytes)
+    return Live(own, stream, adding)
+
+
+def merge(parts: Iterable[Live]) -> Live:
+    """Groups of one phase, run in turn."""
+    return Live(*map(max, zip(*parts, strict=True)))

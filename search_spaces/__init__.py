@@ -7,7 +7,7 @@ from search_spaces.language import LanguageConfig
 from search_spaces.projectors import PROJECTORS, Projector
 from search_spaces.space import Point, SearchSpace, Value
 from search_spaces.spaces import SPACES
-from search_spaces.vision import ENCODERS, KernelCount, VisionConfig
+from search_spaces.vision import ENCODERS, KernelGroup, VisionConfig
 
 __all__ = [
     "ENCODERS",
@@ -15,7 +15,7 @@ __all__ = [
     "SPACES",
     "ConfigError",
     "Kernel",
-    "KernelCount",
+    "KernelGroup",
     "KernelKind",
     "LanguageConfig",
     "Phase",

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from search_spaces.errors import ConfigError, unknown
-from search_spaces.kernels import Phase, Precision, Workload
+from search_spaces.kernels import Kernel, Phase, Precision, Workload
 from search_spaces.language import LanguageConfig
 from search_spaces.projectors import PROJECTORS, Projector
-from search_spaces.vision import ENCODERS, KernelCount, VisionConfig
+from search_spaces.vision import ENCODERS, KernelGroup, VisionConfig
 
 if TYPE_CHECKING:
     from search_spaces.network import VisionLanguageModel
@@ -25,26 +25,11 @@ _T = TypeVar("_T")
 CONFIG_VERSION = 1
 
 
-# A search prices many configs that share components, so the kernels of a component are made once.
-
-
-@lru_cache(maxsize=1 << 15)
-def _vision_kernels(vision: VisionConfig, precision: Precision) -> tuple[KernelCount, ...]:
-    return tuple(vision.kernels(precision))
-
-
 @lru_cache(maxsize=1 << 15)
 def _projector_kernels(
     projector: Projector, grid: int, vision_width: int, width: int, precision: Precision
-) -> tuple[KernelCount, ...]:
+) -> tuple[Kernel, ...]:
     return tuple(projector.kernels(grid, vision_width, width, precision))
-
-
-@lru_cache(maxsize=1 << 15)
-def _language_kernels(
-    language: LanguageConfig, tokens: int, keys: int, gathered: int, precision: Precision
-) -> tuple[KernelCount, ...]:
-    return tuple(language.kernels(tokens, keys, gathered, precision))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +57,24 @@ class VLMConfig:
         """Rows of the KV cache: prompt and generated tokens; every decode step attends to all of them."""
         return self.prompt_length(workload) + workload.new_tokens
 
-    def kernels(self, phase: Phase, workload: Workload) -> tuple[KernelCount, ...]:
-        """Kernels of one phase with their counts; the decode phase is one token."""
+    def groups(self, phase: Phase, workload: Workload) -> tuple[KernelGroup, ...]:
+        """Kernels of one phase in groups that recur from config to config; the decode phase is one token."""
         if phase is Phase.PREFILL:
             rows = self.prompt_length(workload)
-            return _language_kernels(self.language, rows, rows, workload.prompt_tokens, self.precision)
+            return tuple(self.language.groups(rows, rows, workload.prompt_tokens, self.precision))
         if phase is Phase.DECODE:
-            return _language_kernels(self.language, 1, self.context(workload), 1, self.precision)
+            return tuple(self.language.groups(1, self.context(workload), 1, self.precision))
+        images = workload.images
         if phase is Phase.VISION:
-            one_image = _vision_kernels(self.vision, self.precision)
-        else:
-            widths = (self.vision.width, self.language.width)
-            one_image = _projector_kernels(self.projector, self.vision.grid, *widths, self.precision)
-        if workload.images == 1:
-            return one_image
-        return tuple((kernel, count * workload.images) for kernel, count in one_image)
+            return tuple((group, count * images) for group, count in self.vision.groups(self.precision))
+        widths = (self.vision.width, self.language.width)
+        return ((_projector_kernels(self.projector, self.vision.grid, *widths, self.precision), images),)
+
+    def kernels(self, phase: Phase, workload: Workload) -> Iterator[tuple[Kernel, int]]:
+        """Kernels of one phase with their counts."""
+        for group, count in self.groups(phase, workload):
+            for kernel in group:
+                yield kernel, count
 
     @property
     def component_parameters(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from search_spaces.errors import ConfigError
 from search_spaces.kernels import Kernel, KernelKind, Precision
-from search_spaces.vision import KernelCount
+from search_spaces.vision import KernelGroup
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +48,18 @@ def decoder_block(
     return tuple(kernels)
 
 
+@lru_cache(maxsize=None)
+def embedding_and_logits(
+    tokens: int, gathered: int, width: int, vocabulary: int, precision: Precision
+) -> tuple[Kernel, ...]:
+    """Kernels around the blocks: `gathered` text rows join the image's to `tokens`; norm and logits of the last row."""
+    gather = Kernel(KernelKind.GATHER, gathered, width, vocabulary, op="embedding", precision=precision)
+    join = Kernel(KernelKind.ELEMENTWISE, tokens, width, op="concat", precision=precision)
+    norm = Kernel(KernelKind.NORM, 1, width, op="rms_norm", precision=precision)
+    logits = Kernel(KernelKind.LINEAR, 1, vocabulary, width, precision=precision)
+    return (gather, join, norm, logits) if gathered < tokens else (gather, norm, logits)
+
+
 @dataclass(frozen=True, slots=True)
 class LanguageConfig:
     """A Llama-style decoder; its width is kv_heads * queries_per_kv_head * head_width."""
@@ -81,18 +93,13 @@ class LanguageConfig:
         """Channels of K (and of V) a token."""
         return self.kv_heads * self.head_width
 
-    def kernels(self, tokens: int, keys: int, gathered: int, precision: Precision) -> Iterator[KernelCount]:
+    def groups(self, tokens: int, keys: int, gathered: int, precision: Precision) -> Iterator[KernelGroup]:
         """Kernels for `tokens` new rows over `keys` rows in all, `gathered` of the new ones text; logits of the last."""
-        yield Kernel(KernelKind.GATHER, gathered, self.width, self.vocabulary, op="embedding", precision=precision), 1
-        if gathered < tokens:
-            yield Kernel(KernelKind.ELEMENTWISE, tokens, self.width, op="concat", precision=precision), 1
+        yield embedding_and_logits(tokens, gathered, self.width, self.vocabulary, precision), 1
         block = decoder_block(
             tokens, keys, self.kv_heads, self.queries_per_kv_head, self.head_width, self.feed_forward, precision
         )
-        for kernel in block:
-            yield kernel, self.depth
-        yield Kernel(KernelKind.NORM, 1, self.width, op="rms_norm", precision=precision), 1
-        yield Kernel(KernelKind.LINEAR, 1, self.vocabulary, self.width, precision=precision), 1
+        yield block, self.depth
 
     @property
     def parameters(self) -> int:

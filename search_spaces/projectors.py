@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from search_spaces.errors import ConfigError
 from search_spaces.kernels import Kernel, KernelKind, Precision
-from search_spaces.vision import KernelCount
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,8 +31,8 @@ class Projector:
             raise ConfigError(f"{self.kind} needs a grid divisible by {self.reduction}, but got grid={grid}")
         return (grid // self.reduction) ** 2
 
-    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
-        """Kernels for one image with their counts."""
+    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
+        """Kernels for one image, in order."""
         raise NotImplementedError
 
     def parameters(self, grid: int, vision_width: int, width: int) -> int:
@@ -45,11 +44,11 @@ class Projector:
         raise NotImplementedError
 
 
-def _linear(m: int, n: int, k: int, precision: Precision, *epilogue: str) -> KernelCount:
-    return Kernel(KernelKind.LINEAR, m, n, k, epilogue=epilogue, precision=precision), 1
+def _linear(m: int, n: int, k: int, precision: Precision, *epilogue: str) -> Kernel:
+    return Kernel(KernelKind.LINEAR, m, n, k, epilogue=epilogue, precision=precision)
 
 
-def _mlp(tokens: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
+def _mlp(tokens: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
     yield _linear(tokens, width, vision_width, precision, "bias", "gelu")
     yield _linear(tokens, width, width, precision, "bias")
 
@@ -64,7 +63,7 @@ class Linear(Projector):
 
     kind: ClassVar[str] = "linear"
 
-    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
+    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
         yield _linear(grid * grid, width, vision_width, precision, "bias")
 
     def parameters(self, grid: int, vision_width: int, width: int) -> int:
@@ -82,7 +81,7 @@ class Mlp(Projector):
 
     kind: ClassVar[str] = "mlp"
 
-    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
+    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
         yield from _mlp(grid * grid, vision_width, width, precision)
 
     def parameters(self, grid: int, vision_width: int, width: int) -> int:
@@ -101,9 +100,9 @@ class PixelShuffle(Projector):
     kind: ClassVar[str] = "pixel_shuffle"
     reduction: ClassVar[int] = 2
 
-    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
+    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
         tokens, merged = self.tokens(grid), vision_width * self.reduction**2
-        yield Kernel(KernelKind.ELEMENTWISE, tokens, merged, op="transpose", precision=precision), 1
+        yield Kernel(KernelKind.ELEMENTWISE, tokens, merged, op="transpose", precision=precision)
         yield _linear(tokens, width, merged, precision)
 
     def parameters(self, grid: int, vision_width: int, width: int) -> int:
@@ -122,7 +121,7 @@ class AveragePool(Projector):
     kind: ClassVar[str] = "average_pool"
     reduction: ClassVar[int] = 2
 
-    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
+    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
         yield _pooling(self.tokens(grid), vision_width, self.reduction, precision)
         yield from _mlp(self.tokens(grid), vision_width, width, precision)
 
@@ -135,11 +134,10 @@ class AveragePool(Projector):
         return AveragePoolProjector(grid, vision_width, width, self.reduction)
 
 
-def _pooling(tokens: int, width: int, window: int, precision: Precision) -> KernelCount:
-    kernel = Kernel(
+def _pooling(tokens: int, width: int, window: int, precision: Precision) -> Kernel:
+    return Kernel(
         KernelKind.POOLING, tokens, width, window**2, window=window, stride=window, op="average", precision=precision
     )
-    return kernel, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +155,20 @@ class Resampler(Projector):
         """Attention heads: the fewest that divide the width and keep a head at most 64 wide."""
         return next(heads for heads in range(1, width + 1) if width % heads == 0 and width // heads <= 64)
 
-    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
+    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
         queries, tokens, heads = self.tokens(grid), grid * grid, self.heads(width)
         keys, head_width = tokens + queries, width // heads
         yield _linear(tokens, width, vision_width, precision, "bias")
-        yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision), 1
-        yield Kernel(KernelKind.NORM, queries, width, op="layer_norm", precision=precision), 1
-        yield Kernel(KernelKind.ELEMENTWISE, keys, width, op="concat", precision=precision), 1
+        yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision)
+        yield Kernel(KernelKind.NORM, queries, width, op="layer_norm", precision=precision)
+        yield Kernel(KernelKind.ELEMENTWISE, keys, width, op="concat", precision=precision)
         yield _linear(queries, width, width, precision)
         yield _linear(keys, 2 * width, width, precision)
-        yield Kernel(KernelKind.SCORES, queries, keys, head_width, batch=heads, precision=precision), 1
-        yield Kernel(KernelKind.SOFTMAX, queries, keys, batch=heads, op="softmax", precision=precision), 1
-        yield Kernel(KernelKind.VALUES, queries, head_width, keys, batch=heads, precision=precision), 1
+        yield Kernel(KernelKind.SCORES, queries, keys, head_width, batch=heads, precision=precision)
+        yield Kernel(KernelKind.SOFTMAX, queries, keys, batch=heads, op="softmax", precision=precision)
+        yield Kernel(KernelKind.VALUES, queries, head_width, keys, batch=heads, precision=precision)
         yield _linear(queries, width, width, precision, "residual")
-        yield Kernel(KernelKind.NORM, queries, width, op="layer_norm", precision=precision), 1
+        yield Kernel(KernelKind.NORM, queries, width, op="layer_norm", precision=precision)
         yield _linear(queries, 2 * width, width, precision, "gelu")
         yield _linear(queries, width, 2 * width, precision, "residual")
 
@@ -197,27 +195,21 @@ class Ldp(Projector):
         rounded = max(8, (width // 4 + 4) // 8 * 8)
         return rounded if rounded >= 0.9 * (width / 4) else rounded + 8
 
-    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
+    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
         if grid % self.reduction:
             raise ConfigError(f"ldp needs an even grid, but got grid={grid}")
         yield from _mlp(grid * grid, vision_width, width, precision)
         squeeze = self.squeeze(width)
         for tokens, stride in ((grid * grid, 1), (self.tokens(grid), 2)):
-            yield (
-                Kernel(KernelKind.DEPTHWISE_CONV, tokens, width, 9, window=3, stride=stride, precision=precision),
-                1,
-            )
-            yield (
-                Kernel(KernelKind.NORM, tokens, width, op="layer_norm", epilogue=("hardswish",), precision=precision),
-                1,
-            )
-            yield Kernel(KernelKind.POOLING, 1, width, tokens, op="average", precision=precision), 1
+            yield Kernel(KernelKind.DEPTHWISE_CONV, tokens, width, 9, window=3, stride=stride, precision=precision)
+            yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", epilogue=("hardswish",), precision=precision)
+            yield Kernel(KernelKind.POOLING, 1, width, tokens, op="average", precision=precision)
             yield _linear(1, squeeze, width, precision, "bias", "relu")
             yield _linear(1, width, squeeze, precision, "bias", "hardsigmoid")
-            yield Kernel(KernelKind.ELEMENTWISE, tokens, width, op="multiply", precision=precision), 1
+            yield Kernel(KernelKind.ELEMENTWISE, tokens, width, op="multiply", precision=precision)
             yield _linear(tokens, width, width, precision)
             tail = ("residual",) if stride == 1 else ()
-            yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", epilogue=tail, precision=precision), 1
+            yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", epilogue=tail, precision=precision)
 
     def parameters(self, grid: int, vision_width: int, width: int) -> int:
         squeeze = self.squeeze(width)
@@ -237,15 +229,12 @@ class LdpV2(Projector):
     kind: ClassVar[str] = "ldpv2"
     reduction: ClassVar[int] = 2
 
-    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[KernelCount]:
+    def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
         tokens = self.tokens(grid)
         yield from _mlp(grid * grid, vision_width, width, precision)
         yield _pooling(tokens, width, self.reduction, precision)
-        yield (
-            Kernel(
-                KernelKind.DEPTHWISE_CONV, tokens, width, 9, window=3, epilogue=("bias", "residual"), precision=precision
-            ),
-            1,
+        yield Kernel(
+            KernelKind.DEPTHWISE_CONV, tokens, width, 9, window=3, epilogue=("bias", "residual"), precision=precision
         )
 
     def parameters(self, grid: int, vision_width: int, width: int) -> int:

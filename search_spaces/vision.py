@@ -16,8 +16,8 @@ from search_spaces.kernels import Kernel, KernelKind, Precision
 if TYPE_CHECKING:
     from torch import nn
 
-#: A kernel and how often it runs.
-KernelCount = tuple[Kernel, int]
+#: Kernels that always run together, and how often.
+KernelGroup = tuple[tuple[Kernel, ...], int]
 
 
 @lru_cache(maxsize=None)
@@ -46,6 +46,25 @@ def depthwise_block(tokens: int, width: int, feed_forward: int, precision: Preci
         Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=("bias", "gelu"), precision=precision),
         Kernel(KernelKind.LINEAR, tokens, width, feed_forward, epilogue=("bias", "residual"), precision=precision),
     )
+
+
+@lru_cache(maxsize=None)
+def stem(image_px: int, channels: int, grid: int, width: int, precision: Precision) -> tuple[Kernel, ...]:
+    """Kernels around the blocks: from pixels to tokens with positions (channels > 3: a 3x3 convolution first), last norm."""
+    patch, tokens = image_px // grid, grid * grid
+    first = Kernel(KernelKind.CONV, image_px**2, channels, 27, window=3, epilogue=("bias", "gelu"), precision=precision)
+    patches = Kernel(
+        KernelKind.CONV,
+        tokens,
+        width,
+        channels * patch * patch,
+        window=patch,
+        stride=patch,
+        epilogue=("bias", "positions"),
+        precision=precision,
+    )
+    last = Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision)
+    return (patches, last) if channels == 3 else (first, patches, last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +106,25 @@ class VisionConfig:
         """Attention blocks; the others are depthwise."""
         return self.depth
 
-    def stem(self, precision: Precision) -> tuple[Kernel, ...]:
-        """Kernels from pixels to tokens with positions."""
-        raise NotImplementedError
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the picture from which patches are taken."""
+        return 3
 
     @property
     def stem_parameters(self) -> int:
         """Parameters from pixels to tokens, positions included."""
         raise NotImplementedError
 
-    def kernels(self, precision: Precision) -> Iterator[KernelCount]:
-        """Kernels of one image's encoding with their counts."""
-        for kernel in self.stem(precision):
-            yield kernel, 1
+    def groups(self, precision: Precision) -> Iterator[KernelGroup]:
+        """Kernels of one image's encoding, grouped."""
+        yield stem(self.image_px, self.patch_channels, self.grid, self.width, precision), 1
         if self.depth > self.attention_depth:
-            for kernel in depthwise_block(self.tokens, self.width, self.feed_forward, precision):
-                yield kernel, self.depth - self.attention_depth
+            block = depthwise_block(self.tokens, self.width, self.feed_forward, precision)
+            yield block, self.depth - self.attention_depth
         if self.attention_depth:
-            for kernel in attention_block(self.tokens, self.heads, self.head_width, self.feed_forward, precision):
-                yield kernel, self.attention_depth
-        yield Kernel(KernelKind.NORM, self.tokens, self.width, op="layer_norm", precision=precision), 1
+            block = attention_block(self.tokens, self.heads, self.head_width, self.feed_forward, precision)
+            yield block, self.attention_depth
 
     @property
     def parameters(self) -> int:
@@ -125,29 +143,11 @@ class VisionConfig:
         return VisionEncoder(self)
 
 
-def _patch_embedding(config: VisionConfig, channels: int, precision: Precision) -> Kernel:
-    patch = config.patch_px
-    return Kernel(
-        KernelKind.CONV,
-        config.tokens,
-        config.width,
-        channels * patch * patch,
-        window=patch,
-        stride=patch,
-        epilogue=("bias", "positions"),
-        precision=precision,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class VisionTransformer(VisionConfig):
     """ViT: patch embedding, learned positions, `depth` attention blocks (arXiv:2010.11929)."""
 
     family: ClassVar[str] = "vit"
-
-    def stem(self, precision: Precision) -> tuple[Kernel, ...]:
-        """One convolution whose window is its stride."""
-        return (_patch_embedding(self, 3, precision),)
 
     @property
     def stem_parameters(self) -> int:
@@ -169,13 +169,10 @@ class ConvHybrid(VisionConfig):
         """Attention blocks: the second half of the depth, rounded down."""
         return self.depth // 2
 
-    def stem(self, precision: Precision) -> tuple[Kernel, ...]:
-        """A 3x3 convolution at full resolution, then the patch embedding."""
-        pixels = self.image_px**2
-        first = Kernel(
-            KernelKind.CONV, pixels, self.stem_width, 27, window=3, epilogue=("bias", "gelu"), precision=precision
-        )
-        return (first, _patch_embedding(self, self.stem_width, precision))
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the full-resolution convolution."""
+        return self.stem_width
 
     @property
     def stem_parameters(self) -> int:

@@ -51,7 +51,7 @@ def _rowwise(arguments: list[te.Tensor]) -> PrimFunc:
 @lru_cache(maxsize=4096)
 def softmax(lead: Lead, n: int, masks: int, machine: Machine) -> PrimFunc:
     """Softmax over the last axis of (*lead, n); with masks, a mask (lead[-1], n) is added to the logits first."""
-    wide = min((4 * machine.lanes, 2 * machine.lanes, machine.lanes), key=lambda w: -(-n // w) * w)
+    wide = machine.lanes
     chunks = -(-n // wide)
     x = te.placeholder((*lead, n), name="x")
     mask = te.placeholder((masks, n), name="mask") if masks else None

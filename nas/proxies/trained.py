@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary, blind_baseline
-from search_spaces.blocks import rotary
+from search_spaces.blocks import LanguageDecoder, rotary
 from search_spaces.config import VLMConfig
 from search_spaces.network import VisionLanguageModel
 
@@ -111,7 +111,7 @@ class Trained:
     vocabulary: Vocabulary = field(repr=False)
 
 
-def train(
+def train_candidate(
     config: VLMConfig, data: Splits, recipe: TrainingRecipe, *, seed: int, progress: Progress | None = None
 ) -> Trained:
     """Train `config` on `data.train`, judge it on `data.validation`.
@@ -232,23 +232,22 @@ def pack(rows: Sequence[Sequence[_Turn]], vocabulary: Vocabulary) -> Packed:
         start += width
     number_of = torch.repeat_interleave(torch.arange(most), torch.tensor(widths))
     offsets = torch.cat([torch.arange(width) for width in widths])
-    return Packed(*(torch.from_numpy(array) for array in (ids, targets, turns)), number_of, offsets)
+    return Packed(torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(turns), number_of, offsets)
 
 
 def text_logits(network: VisionLanguageModel, image_tokens: Tensor, packed: Packed) -> Tensor:
-    """Logits (B, L, V) of image tokens (B, T, D) and packed turns: each turn sees the image and itself, nothing else."""
-    language = network.config.language
+    """Logits (B, L, V) of image tokens (B, T, D) and packed turns: each turn sees the image and itself only."""
+    decoder, language = cast(LanguageDecoder, network.language), network.config.language
     images = image_tokens.shape[1]
     slots = torch.cat([torch.full((images,), -1), packed.slots])  # (T + L,)
     rows = torch.arange(len(slots))
     seen = (rows[:, None] >= rows) & ((slots == -1) | (slots[:, None] == slots))
     mask = torch.where(seen, 0.0, float("-inf")).repeat(language.queries_per_kv_head, 1)  # (G * (T + L), T + L)
     rope = rotary(torch.cat([torch.arange(images), images + packed.offsets]), language.head_width)
-    x = torch.cat([image_tokens, network.language.embedding(packed.ids)], dim=1)  # (B, T + L, D)
-    for block in network.language.blocks:
+    x = torch.cat([image_tokens, decoder.embedding(packed.ids)], dim=1)  # (B, T + L, D)
+    for block in decoder.blocks:
         x, _, _ = block(x, rope, mask)
-    logits: Tensor = network.language.logits(x[:, images:])
-    return logits
+    return decoder.logits(x[:, images:])
 
 
 # ---------------------------------------------------------------------------------------------------------- the losses
@@ -330,7 +329,8 @@ class _RegionSupervision(nn.Module):
         """Cross-entropy of each cell's words against the pooled image tokens read as decoder output."""
         if self.image_cells is None:
             return torch.zeros(())
-        scores = F.log_softmax(network.language.logits(self.image_cells @ image_tokens), -1)  # (B, cells, V)
+        read = cast(LanguageDecoder, network.language).logits(self.image_cells @ image_tokens)
+        scores = F.log_softmax(read, -1)  # (B, cells, V)
         return -scores.gather(2, self.words[indices]).mean()
 
 
@@ -384,7 +384,8 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 def _optimizers(modules: Sequence[nn.Module], recipe: TrainingRecipe) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -420,7 +421,7 @@ def load_weights(path: Path) -> tuple[VisionLanguageModel, Vocabulary]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as opened:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as opened:
             about = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:

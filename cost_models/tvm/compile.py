@@ -1,0 +1,153 @@
+"""Compiles whole programs, and single kernels called in a row, through the same passes and schedules."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.relax.frontend.onnx import from_onnx
+from tvm.relax.frontend.torch import from_exported_program
+from tvm.target import Target
+
+from cost_models.tvm.graph import use_kernels
+from cost_models.tvm.machine import machine_of, tvm_target
+from cost_models.tvm.schedules import schedule
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledProgram:
+    """A compiled program: call it with arrays or torch tensors in the order of its inputs."""
+
+    executable: Any
+    counts: tuple[tuple[str, int], ...]
+
+    def __call__(self, *inputs: Array | torch.Tensor) -> list[Array]:
+        """Run once; every output as an array."""
+        return [output.numpy() for output in _flat(self._machine()["main"](*_tensors(inputs)))]
+
+    def kernel_counts(self) -> tuple[tuple[str, int], ...]:
+        """(name of a fused function, calls of it) after fusion, most called first."""
+        return self.counts
+
+    def time_s(self, inputs: Sequence[Array | torch.Tensor], *, runs: int = 20, warmup: int = 2) -> float:
+        """Least wall time of one call, in seconds; copies of inputs and outputs are not counted."""
+        main = self._machine()["main"]
+        arguments = _tensors(inputs)
+        return least_time_s(lambda: main(*arguments), runs=runs, warmup=warmup)
+
+    def export_library(self, path: Path | str) -> None:
+        """Write a shared library that the TVM runtime loads."""
+        self.executable.export_library(str(path))
+
+    def _machine(self) -> Any:
+        return relax.VirtualMachine(self.executable, tvm.cpu())
+
+
+def least_time_s(call: Any, *, runs: int, warmup: int) -> float:
+    """Least wall time in seconds of `runs` calls behind `warmup` uncounted ones."""
+    least = float("inf")
+    for index in range(warmup + runs):
+        start = time.perf_counter()
+        call()
+        if index >= warmup:
+            least = min(least, time.perf_counter() - start)
+    return least
+
+
+def compile_program(
+    exported_program: torch.export.ExportedProgram, target: Mapping[str, object]
+) -> CompiledProgram:
+    """Compile an exported torch program with static shapes; its parameters become packed constants."""
+    module = from_exported_program(_decomposed(exported_program), keep_params_as_input=False, run_ep_decomposition=False)
+    return compile_module(module, target)
+
+
+def compile_onnx(path: Path | str, target: Mapping[str, object]) -> CompiledProgram:
+    """Compile an ONNX model (opset 18, static shapes)."""
+    return compile_module(from_onnx(onnx.load(str(path)), keep_params_in_input=False), target)
+
+
+def compile_module(module: IRModule, target: Mapping[str, object]) -> CompiledProgram:
+    """Compile a Relax module with a function `main`."""
+    described = tvm_target(target)
+    fused = fuse(module, described)
+    counts = _calls(fused)
+    return CompiledProgram(build(schedule(fused, described), described), counts)
+
+
+def fuse(module: IRModule, target: Target) -> IRModule:
+    """Turn a Relax module into calls of fused, not yet scheduled tensor functions."""
+    module = relax.transform.CanonicalizeBindings()(module)
+    module = use_kernels(module, machine_of(target))
+    passes = tvm.transform.Sequential(
+        [
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.DeadCodeElimination(),
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+        ]
+    )
+    with target:
+        return passes(module)
+
+
+def build(module: IRModule, target: Target) -> Any:
+    """Lower a module of scheduled functions to an executable of Relax's virtual machine."""
+    lowering = tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+    return tvm.compile(module, target, relax_pipeline=lowering)
+
+
+def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Decompose what the importer does not know, but keep linear whole: it need not flatten its rows."""
+    table = torch.export.default_decompositions()
+    table.pop(torch.ops.aten.linear.default)
+    return program.run_decompositions(table)
+
+
+def _calls(module: IRModule) -> tuple[tuple[str, int], ...]:
+    counts: Counter[str] = Counter()
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == "relax.call_tir":
+            counts[expr.args[0].name_hint] += 1
+
+    relax.analysis.post_order_visit(module["main"], visit)
+    return tuple(counts.most_common())
+
+
+def _tensors(inputs: Sequence[Array | torch.Tensor]) -> list[Any]:
+    arrays = (x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x for x in inputs)
+    return [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
+
+
+def _flat(outputs: Any) -> list[Any]:
+    return [outputs] if hasattr(outputs, "numpy") else [output for item in outputs for output in _flat(item)]

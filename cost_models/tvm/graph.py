@@ -1,0 +1,388 @@
+"""Rewrites a whole Relax program so that its operations become the kernels of products.py and rows.py.
+
+Matrix products with constant weights get prepacked weights; attention products, softmax and norms (also where they
+arrive decomposed) become one kernel each; convolutions and pooling run channels-last, with the transposes between
+them removed; gelu, silu and their kin become vectorisable polynomials. What is not recognised keeps Relax's own
+definition: correct, but not scheduled as one of these kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from tvm import relax, te
+from tvm.ir import Expr, GlobalVar, IRModule, Op
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.tirx import PrimFunc
+
+from cost_models.tvm import products, rows, scalar_math
+from cost_models.tvm.machine import Machine
+
+Shape = tuple[int, ...]
+LAST_TO_FIRST = (0, 3, 1, 2)
+FIRST_TO_LAST = (0, 2, 3, 1)
+
+#: Unary operations that get an own, vectorisable definition.
+UNARY: dict[str, Callable[[Expr], Expr]] = {
+    "relax.erf": scalar_math.erf,
+    "relax.exp": scalar_math.exp,
+    "relax.nn.gelu": scalar_math.gelu,
+    "relax.nn.gelu_tanh": scalar_math.gelu_tanh,
+    "relax.nn.silu": scalar_math.silu,
+    "relax.sigmoid": scalar_math.sigmoid,
+    "relax.tanh": scalar_math.tanh,
+}
+_PASSIVE_UNARY = frozenset({"relax.nn.relu", "relax.clip", "relax.negative", *UNARY})
+_BINARY = frozenset(
+    {"relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum", "relax.minimum"}
+)
+
+
+def use_kernels(module: IRModule, machine: Machine) -> IRModule:
+    """Rewrite the function `main` of a Relax module."""
+    rewriter = _KernelRewriter(module, machine)
+    function = rewriter.visit_expr(module["main"])
+    rewriter.builder_.update_func(module.get_global_var("main"), function)
+    return relax.transform.DeadCodeElimination()(rewriter.builder_.get())
+
+
+def pack_linear(weight: np.ndarray, machine: Machine) -> np.ndarray:
+    """Pack weights (n, k) as (panels, k, lanes), the last panel padded with zeros."""
+    n, k = weight.shape
+    padded = np.zeros((products.panels(n, machine) * machine.lanes, k), weight.dtype)
+    padded[:n] = weight
+    return np.ascontiguousarray(padded.reshape(-1, machine.lanes, k).transpose(0, 2, 1))
+
+
+def pack_conv(weight: np.ndarray, machine: Machine) -> np.ndarray:
+    """Pack filters (n, channels, wy, wx) as (panels, wy, wx, channels, lanes)."""
+    n, channels, wy, wx = weight.shape
+    packed = pack_linear(weight.transpose(0, 2, 3, 1).reshape(n, -1), machine)
+    return packed.reshape(-1, wy, wx, channels, machine.lanes)
+
+
+def apply_unary(name: str, x: te.Tensor) -> te.Tensor:
+    """Tensor expression of a unary operation of UNARY."""
+    return te.compute(x.shape, lambda *i: UNARY[name](x[i]), name=name.rsplit(".", 1)[-1])
+
+
+def _shape(expr: Expr) -> Shape:
+    return tuple(int(size) for size in expr.ty.shape)
+
+
+def _axes(call: relax.Call) -> Shape:
+    rank = len(_shape(call.args[0]))
+    axes = call.attrs.axes
+    return tuple(reversed(range(rank))) if axes is None else tuple(int(axis) % rank for axis in axes)
+
+
+def _is_float(expr: Expr) -> bool:
+    return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) == "float32"
+
+
+@mutator
+class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
+    """Rewrites calls one by one, in order; `_definition` looks back at what an operand was made of."""
+
+    def __init__(self, module: IRModule, machine: Machine) -> None:
+        super().__init__(module)
+        self._machine = machine
+        self._functions: dict[PrimFunc, GlobalVar] = {}
+        self._rules: dict[str, Callable[[relax.Call], Expr | None]] = {
+            "relax.permute_dims": self._permute,
+            "relax.reshape": self._reshape,
+            "relax.broadcast_to": self._broadcast,
+            "relax.matmul": self._matmul,
+            "relax.multiply": self._multiply,
+            "relax.where": self._where,
+            "relax.nn.softmax": self._softmax,
+            "relax.nn.layer_norm": self._layer_norm,
+            "relax.nn.conv2d": self._conv,
+            "relax.nn.avg_pool2d": self._average,
+            "relax.nn.adaptive_avg_pool2d": self._average,
+        }
+
+    def visit_call_(self, call: relax.Call) -> Expr:
+        call = self.visit_expr_post_order(call)
+        if not isinstance(call.op, Op):
+            return call
+        rule = self._rules.get(call.op.name)
+        result = rule(call) if rule is not None else None
+        if result is None and (call.op.name in _BINARY or call.op.name in _PASSIVE_UNARY):
+            result = self._behind_transpose(call)
+        return self._unary(call) if result is None else result
+
+    # -- small tools ---------------------------------------------------------------------------------------------
+
+    def _emit(self, expr: Expr) -> Expr:
+        return self.builder_.emit(expr)
+
+    def _call(self, function: PrimFunc, name: str, arguments: list[Expr], shape: Shape) -> Expr:
+        variable = self._functions.get(function)
+        if variable is None:
+            variable = self._functions[function] = self.builder_.add_func(function, name)
+        return self._emit(relax.call_tir(variable, relax.Tuple(arguments), relax.TensorType(shape, "float32")))
+
+    def _definition(self, expr: Expr, *names: str) -> relax.Call | None:
+        """The call that made this value, if it is one of these operations."""
+        if isinstance(expr, relax.Var):
+            expr = self.lookup_binding(expr)
+        if isinstance(expr, relax.Call) and isinstance(expr.op, Op) and expr.op.name in names:
+            return expr
+        return None
+
+    def _made_by(self, expr: Expr, name: str) -> bool:
+        value = self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
+        call = isinstance(value, relax.Call) and value.op == Op.get("relax.call_tir")
+        return call and value.args[0].name_hint.startswith(name)
+
+    def _scalar(self, expr: Expr) -> float | None:
+        if isinstance(expr, relax.Constant) and math.prod(expr.data.shape) == 1:
+            return float(expr.data.numpy().reshape(()))
+        return None
+
+    def _to_shape(self, expr: Expr, shape: Shape) -> Expr:
+        if _shape(expr) == shape:
+            return expr
+        if isinstance(expr, relax.Constant):
+            return relax.const(expr.data.numpy().reshape(shape))
+        return self._emit(relax.op.reshape(expr, shape))
+
+    def _transposed(self, expr: Expr, axes: Shape) -> Expr:
+        if isinstance(expr, relax.Constant):
+            return relax.const(np.ascontiguousarray(expr.data.numpy().transpose(axes)))
+        return self._emit(relax.op.permute_dims(expr, axes))
+
+    # -- layout --------------------------------------------------------------------------------------------------
+
+    def _permute(self, call: relax.Call) -> Expr | None:
+        x, axes = call.args[0], _axes(call)
+        inner = self._definition(x, "relax.permute_dims")
+        if inner is not None:
+            axes = tuple(_axes(inner)[axis] for axis in axes)
+            x = inner.args[0]
+        shape = _shape(x)
+        if [axis for axis in axes if shape[axis] > 1] == sorted(axis for axis in axes if shape[axis] > 1):
+            return self._to_shape(x, tuple(shape[axis] for axis in axes))
+        source = self._channels_last_source(x, axes)
+        if source is not None:
+            return self._to_shape(source, tuple(shape[axis] for axis in axes))
+        return self._transposed(x, axes) if inner is not None or isinstance(x, relax.Constant) else None
+
+    def _channels_last_source(self, x: Expr, axes: Shape) -> Expr | None:
+        """The tensor that this transpose only reshapes, where tokens become an image or an image becomes tokens."""
+        reshape = self._definition(x, "relax.reshape")
+        inner = self._definition(reshape.args[0], "relax.permute_dims") if reshape is not None else None
+        if inner is None:
+            return None
+        before, after = _shape(inner), _shape(x)
+        pattern = (_axes(inner), axes)
+        to_tokens = pattern == (LAST_TO_FIRST, (0, 2, 1)) and after == (*before[:2], before[2] * before[3])
+        to_image = pattern == ((0, 2, 1), FIRST_TO_LAST) and before == (*after[:2], after[2] * after[3])
+        return inner.args[0] if to_tokens or to_image else None
+
+    def _reshape(self, call: relax.Call) -> Expr | None:
+        x, shape = call.args[0], _shape(call)
+        inner = self._definition(x, "relax.reshape")
+        source = x if inner is None else inner.args[0]
+        if inner is not None or isinstance(x, relax.Constant) or _shape(x) == shape:
+            return self._to_shape(source, shape)
+        return None
+
+    def _broadcast(self, call: relax.Call) -> Expr | None:
+        return call.args[0] if _shape(call.args[0]) == _shape(call) else None
+
+    def _behind_transpose(self, call: relax.Call) -> Expr | None:
+        """Move an elementwise operation in front of the transpose of its operand from channels-last to -first."""
+        flipped = [self._definition(argument, "relax.permute_dims") for argument in call.args]
+        if not any(inner is not None and _axes(inner) == LAST_TO_FIRST for inner in flipped):
+            return None
+        arguments = []
+        for argument, inner in zip(call.args, flipped, strict=True):
+            if inner is not None and _axes(inner) == LAST_TO_FIRST:
+                arguments.append(inner.args[0])
+            elif isinstance(argument.ty, relax.TensorType) and _shape(argument):
+                if len(_shape(argument)) != 4:
+                    return None
+                arguments.append(self._permuted_operand(argument))
+            else:
+                arguments.append(argument)
+        moved = self.visit_call_(relax.Call(call.op, arguments, call.attrs))
+        return relax.op.permute_dims(self._emit(moved), LAST_TO_FIRST)
+
+    def _permuted_operand(self, argument: Expr) -> Expr:
+        shape = _shape(argument)
+        if sum(size > 1 for size in shape) <= 1:
+            return self._to_shape(argument, tuple(shape[axis] for axis in FIRST_TO_LAST))
+        return self._transposed(argument, FIRST_TO_LAST)
+
+    # -- products ------------------------------------------------------------------------------------------------
+
+    def _matmul(self, call: relax.Call) -> Expr | None:
+        a, b = call.args
+        if not (_is_float(a) and _is_float(b)) or len(_shape(a)) < 2:
+            return None
+        if isinstance(b, relax.Constant) and len(_shape(b)) == 2:
+            return self._linear(a, b.data.numpy().T)
+        a, scale_a = self._unscaled(a)
+        b, scale_b = self._unscaled(b)
+        if _shape(a)[:-2] != _shape(b)[:-2]:
+            return None
+        keys = self._keys(b)
+        *lead, m, k = _shape(a)
+        n = _shape(b)[-1]
+        if keys is not None:
+            function = products.scores(tuple(lead), m, n, k, scale_a * scale_b, self._machine)
+            return self._call(function, "scores", [a, keys], (*lead, m, n))
+        if scale_a * scale_b != 1.0:
+            return None
+        return self._call(products.values(tuple(lead), m, n, k, self._machine), "values", [a, b], (*lead, m, n))
+
+    def _linear(self, x: Expr, weight: np.ndarray) -> Expr:
+        n, k = weight.shape
+        wanted = _shape(x)[:-1]
+        lead = wanted if sum(size > 1 for size in wanted) <= 1 else (math.prod(wanted),)
+        packed = relax.const(pack_linear(weight, self._machine))
+        function = products.linear(lead, n, k, self._machine)
+        return self._to_shape(
+            self._call(function, "linear", [self._to_shape(x, (*lead, k)), packed], (*lead, n)), (*wanted, n)
+        )
+
+    def _unscaled(self, expr: Expr) -> tuple[Expr, float]:
+        """Take a factor off a tensor: (tensor, factor)."""
+        product = self._definition(expr, "relax.multiply")
+        if product is None:
+            return expr, 1.0
+        x, factor = product.args
+        scale = self._scalar(factor)
+        return (expr, 1.0) if scale is None else (x, scale)
+
+    def _keys(self, transposed: Expr) -> Expr | None:
+        """The keys (..., n, k) that a tensor (..., k, n) is the transpose of."""
+        *lead, k, n = _shape(transposed)
+        reshape = self._definition(transposed, "relax.reshape")
+        x = transposed if reshape is None else reshape.args[0]
+        permute = self._definition(x, "relax.permute_dims")
+        if permute is None or _shape(x)[-2:] != (k, n):
+            return None
+        rank = len(_shape(x))
+        axes = _axes(permute)
+        if axes[-1] != rank - 2 and _shape(permute.args[0])[-1] > 1 and axes[-2] != rank - 1:
+            return None
+        swapped = (*axes[:-2], axes[-1], axes[-2])
+        return self._to_shape(self._emit(self.visit_call_(relax.op.permute_dims(permute.args[0], swapped))), (*lead, n, k))
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def _softmax(self, call: relax.Call) -> Expr | None:
+        x = call.args[0]
+        shape = _shape(x)
+        if not _is_float(x) or int(call.attrs.axis) not in (-1, len(shape) - 1):
+            return None
+        masked = self._definition(x, "relax.add")
+        if masked is not None:
+            logits, mask = masked.args
+            mask_shape = _shape(mask)
+            one_mask = len(shape) >= 2 and _shape(logits) == shape and math.prod(mask_shape) == shape[-2] * shape[-1]
+            if one_mask and mask_shape[-2:] == shape[-2:]:
+                function = rows.softmax(shape[:-1], shape[-1], shape[-2], self._machine)
+                return self._call(function, "softmax", [logits, self._to_shape(mask, shape[-2:])], shape)
+        return self._call(rows.softmax(shape[:-1], shape[-1], 0, self._machine), "softmax", [x], shape)
+
+    def _where(self, call: relax.Call) -> Expr | None:
+        """Drop torch's guard for rows that mask every key: no program of ours has one."""
+        return call.args[2] if self._made_by(call.args[2], "softmax") else None
+
+    def _layer_norm(self, call: relax.Call) -> Expr | None:
+        x, scale, shift = call.args
+        shape = _shape(x)
+        axes = [int(axis) % len(shape) for axis in call.attrs.axes]
+        if not _is_float(x) or axes != [len(shape) - 1] or not (call.attrs.center and call.attrs.scale):
+            return None
+        function = rows.layer_norm(shape[:-1], shape[-1], float(call.attrs.epsilon), self._machine)
+        return self._call(function, "layer_norm", [x, scale, shift], shape)
+
+    def _multiply(self, call: relax.Call) -> Expr | None:
+        """Recognise x / sqrt(mean(x^2) + epsilon) * scale."""
+        for scaled, scale in (call.args, tuple(reversed(call.args))):
+            normed = self._definition(scaled, "relax.multiply", "relax.divide")
+            if normed is None or len(_shape(scale)) != 1 or _shape(scale)[0] != _shape(call)[-1]:
+                continue
+            x, root = normed.args
+            epsilon = self._rms_epsilon(x, root)
+            if epsilon is not None:
+                shape = _shape(x)
+                function = rows.rms_norm(shape[:-1], shape[-1], epsilon, self._machine)
+                return self._call(function, "rms_norm", [x, scale], shape)
+        return None
+
+    def _rms_epsilon(self, x: Expr, root: Expr) -> float | None:
+        """Epsilon if `root` is rsqrt(mean(x^2) + epsilon), 1 / sqrt(...) or sqrt(...), else None."""
+        inverse = self._definition(root, "relax.divide")
+        if inverse is not None and self._scalar(inverse.args[0]) == 1.0:
+            root = inverse.args[1]
+        root_call = self._definition(root, "relax.rsqrt", "relax.sqrt")
+        total = self._definition(root_call.args[0], "relax.add") if root_call is not None else None
+        mean = self._definition(total.args[0], "relax.mean") if total is not None else None
+        square = self._definition(mean.args[0], "relax.power", "relax.multiply") if mean is not None else None
+        if total is None or square is None or not square.args[0].same_as(x):
+            return None
+        return self._scalar(total.args[1])
+
+    # -- images --------------------------------------------------------------------------------------------------
+
+    def _conv(self, call: relax.Call) -> Expr | None:
+        x, weight = call.args
+        attrs = call.attrs
+        strides, padding = ({int(value) for value in values} for values in (attrs.strides, attrs.padding))
+        plain = isinstance(weight, relax.Constant) and str(attrs.data_layout) == "NCHW"
+        if not plain or len(strides) > 1 or len(padding) > 1 or {int(d) for d in attrs.dilation} != {1}:
+            return None
+        (stride,), (pad,) = strides, padding
+        _, channels, height, width = _shape(x)
+        filters = weight.data.numpy()
+        n, per_group, *window = filters.shape
+        shape = tuple(_shape(call)[axis] for axis in FIRST_TO_LAST)
+        groups = int(attrs.groups)
+        if groups == channels == n and per_group == 1:
+            image = self._channels_last(x)
+            function = products.depthwise(height, width, n, tuple(window), stride, pad, self._machine)
+            packed = relax.const(np.ascontiguousarray(filters[:, 0].transpose(1, 2, 0)))
+            out = self._call(function, "depthwise_conv", [image, packed], shape)
+        elif groups == 1 and window == [1, 1] and (stride, pad) == (1, 0):
+            out = self._linear(self._channels_last(x), filters[:, :, 0, 0])
+        elif groups == 1:
+            embedding = window == [stride, stride] and pad == 0
+            image = x if embedding else self._channels_last(x)
+            function = products.conv(height, width, channels, n, tuple(window), stride, pad, self._machine)
+            out = self._call(function, "conv", [image, relax.const(pack_conv(filters, self._machine))], shape)
+        else:
+            return None
+        return relax.op.permute_dims(out, LAST_TO_FIRST)
+
+    def _channels_last(self, x: Expr) -> Expr:
+        return self._emit(self.visit_call_(relax.op.permute_dims(x, FIRST_TO_LAST)))
+
+    def _average(self, call: relax.Call) -> Expr | None:
+        x = call.args[0]
+        _, channels, height, width = _shape(x)
+        _, _, out_height, out_width = _shape(call)
+        window = (height // out_height, width // out_width)
+        if height % out_height or width % out_width or str(call.attrs.layout) != "NCHW":
+            return None
+        if call.op.name == "relax.nn.avg_pool2d":
+            strides = tuple(int(stride) for stride in call.attrs.strides)
+            pool = tuple(int(size) for size in call.attrs.pool_size)
+            if strides != pool or pool != window or any(int(pad) for pad in call.attrs.padding):
+                return None
+        function = products.average(height, width, channels, window, self._machine)
+        out = self._call(function, "pooling", [self._channels_last(x)], (1, out_height, out_width, channels))
+        return relax.op.permute_dims(out, LAST_TO_FIRST)
+
+    def _unary(self, call: relax.Call) -> Expr:
+        name = call.op.name
+        if name not in UNARY or not _is_float(call.args[0]):
+            return call
+        return self.builder_.call_te(apply_unary, name, call.args[0], primfunc_name_hint=name.rsplit(".", 1)[-1])

@@ -1,0 +1,1 @@
+"""How much a request costs on a device."""

@@ -62,12 +62,12 @@ class RequestCost:
 
     @property
     def total(self) -> Cost:
-        """vision + projector + prefill + new_tokens x decode."""
+        """Sum of vision, projector, prefill and new_tokens x decode."""
         return self.first_token + self.decode * self.new_tokens
 
     @property
     def first_token(self) -> Cost:
-        """vision + projector + prefill."""
+        """Sum of vision, projector and prefill."""
         return self.vision + self.projector + self.prefill
 
     @property

@@ -23,7 +23,7 @@ class Basis(StrEnum):
     @property
     def rank(self) -> int:
         """0 is the strongest. Compare ranks, not members: `<` on members compares their text."""
-        return list(Basis).index(self)
+        return _RANKS[self]
 
     @classmethod
     def weakest(cls, *bases: Basis) -> Basis:
@@ -31,6 +31,9 @@ class Basis(StrEnum):
         if not bases:
             raise ValueError("the weakest basis of no numbers is undefined; give at least one basis")
         return max(bases, key=lambda basis: basis.rank)
+
+
+_RANKS = {basis: rank for rank, basis in enumerate(Basis)}
 
 
 class Fact(BaseModel, Generic[T]):

@@ -97,13 +97,6 @@ class Power(_Strict):
     active_w: Fact[Number]
 
 
-class Energy(_Strict):
-    """Energy of single events, for devices where it is known; picojoules, as the literature gives them."""
-
-    pj_per_op: Fact[Number]
-    pj_per_byte: Fact[Number]
-
-
 class Profile(_Strict):
     """A device. Peak, bandwidth, caches, overhead and power are of what `runs_on` names, with `threads` threads."""
 
@@ -125,7 +118,6 @@ class Profile(_Strict):
     caches: Caches
     kernel_overhead_s: Fact[Number]
     power: Power
-    energy: Energy | None = None
 
     _folder: Path | None = PrivateAttr(default=None)
 

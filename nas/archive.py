@@ -71,17 +71,21 @@ class Evaluation:
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
         """Read the JSON form; raises NasError for another release's."""
         try:
-            cost = dict(data["cost"])
-            parts = {
-                phase: Cost(**{**cost.pop(phase), "basis": Basis(data["cost"][phase]["basis"])})
+            cost = data["cost"]
+            phases = {
+                phase: Cost(**{**cost[phase], "basis": Basis(cost[phase]["basis"])})
                 for phase in ("vision", "projector", "prefill", "decode")
             }
-            memory = Memory(**cost.pop("memory"))
             accuracy = data["accuracy"]
             return cls(
                 id=data["id"],
                 point=data["point"],
-                cost=RequestCost(**parts, memory=memory, **cost),
+                cost=RequestCost(
+                    **phases,
+                    memory=Memory(**cost["memory"]),
+                    new_tokens=cost["new_tokens"],
+                    parameters=cost["parameters"],
+                ),
                 accuracy=Accuracy(**{**accuracy, "basis": Basis(accuracy["basis"])}) if accuracy else None,
                 refused=tuple(data["refused"]),
                 detail=data["detail"],

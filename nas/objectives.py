@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from cost_models.cost import RequestCost
 from cost_models.energy import energy_basis
@@ -25,7 +26,7 @@ class Objective:
     """A number of a candidate in SI units; `scale` and `unit` are how a screen shows it."""
 
     name: str
-    direction: str
+    direction: Literal["minimize", "maximize"]
     unit: str
     scale: float
     of: Callable[[RequestCost], float] | None  # None: it is the accuracy

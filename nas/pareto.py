@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ def ranks(values: Values) -> list[int]:
     return result
 
 
-def hypervolume(values: Values, reference: Sequence[float]) -> float:
+def hypervolume(values: Values, reference: Sequence[float] | Values) -> float:
     """Volume that (n, objectives) dominates up to `reference`; rows outside it count nothing.
 
     By slicing along the last objective; exact, and quick for the sizes of a front.
@@ -48,8 +49,8 @@ def hypervolume(values: Values, reference: Sequence[float]) -> float:
         return float(reference_row[0] - inside[:, 0].min())
     inside = inside[np.argsort(inside[:, -1])]
     edges = [*inside[:, -1], reference_row[-1]]
-    return sum(
-        (edges[i + 1] - edges[i]) * hypervolume(inside[: i + 1, :-1], reference_row[:-1])
+    return math.fsum(
+        float(edges[i + 1] - edges[i]) * hypervolume(inside[: i + 1, :-1], reference_row[:-1])
         for i in range(len(inside))
         if edges[i + 1] > edges[i]
     )

@@ -16,7 +16,6 @@ from typing import Any
 from optuna.samplers import RandomSampler
 
 from nas.archive import Archive, Evaluation, distributions
-from nas.candidate import Pricer
 from nas.objectives import Accuracy
 from nas.proxies import proxy
 from nas.search import FrontTracker, Progress, drop_unfinished, promotion_order
@@ -25,7 +24,6 @@ from search_spaces import VLMConfig
 
 def promote(
     archive: Archive,
-    pricer: Pricer,
     seconds: float,
     count: int,
     train: Callable[[VLMConfig], dict[str, Any]],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import ConfigError
@@ -12,10 +12,10 @@ from search_spaces.kernels import Kernel, KernelKind, Precision
 from search_spaces.vision import KernelGroup
 
 if TYPE_CHECKING:
-    from torch import nn
+    from search_spaces.blocks import LanguageDecoder
 
 
-@lru_cache(maxsize=None)
+@cache
 def decoder_block(
     tokens: int, keys: int, kv_heads: int, group: int, head_width: int, feed_forward: int, precision: Precision
 ) -> tuple[Kernel, ...]:
@@ -48,7 +48,7 @@ def decoder_block(
     return tuple(kernels)
 
 
-@lru_cache(maxsize=None)
+@cache
 def embedding_and_logits(
     tokens: int, gathered: int, width: int, vocabulary: int, precision: Precision
 ) -> tuple[Kernel, ...]:
@@ -94,7 +94,7 @@ class LanguageConfig:
         return self.kv_heads * self.head_width
 
     def groups(self, tokens: int, keys: int, gathered: int, precision: Precision) -> Iterator[KernelGroup]:
-        """Kernels for `tokens` new rows over `keys` rows in all, `gathered` of the new ones text; logits of the last."""
+        """Kernels for `tokens` new rows over `keys` rows in all; `gathered` of the new ones are text."""
         yield embedding_and_logits(tokens, gathered, self.width, self.vocabulary, precision), 1
         block = decoder_block(
             tokens, keys, self.kv_heads, self.queries_per_kv_head, self.head_width, self.feed_forward, precision
@@ -113,7 +113,7 @@ class LanguageConfig:
         """Values that K and V of all layers hold for `tokens` rows."""
         return 2 * self.depth * self.kv_width * tokens
 
-    def build(self) -> nn.Module:
+    def build(self) -> LanguageDecoder:
         """The torch module; see `search_spaces.blocks.LanguageDecoder`."""
         from search_spaces.blocks import LanguageDecoder
 

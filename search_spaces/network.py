@@ -14,6 +14,7 @@ from search_spaces.blocks import causal_mask, rotary
 from search_spaces.kernels import Workload
 
 if TYPE_CHECKING:
+    from search_spaces.blocks import LanguageDecoder
     from search_spaces.config import VLMConfig
 
 #: K and V of one layer, each (B, KV heads, rows, h).
@@ -22,6 +23,8 @@ Cache = tuple[Tensor, Tensor]
 
 class VisionLanguageModel(nn.Module):
     """Image tokens come first, text follows, and every row sees the rows before it."""
+
+    language: LanguageDecoder
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
@@ -32,13 +35,11 @@ class VisionLanguageModel(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Vision tokens: (B, 3, image_px, image_px) -> (B, grid * grid, vision width)."""
-        tokens: Tensor = self.vision(images)
-        return tokens
+        return self.vision(images)
 
     def project(self, vision_tokens: Tensor) -> Tensor:
         """Image tokens: (B, grid * grid, vision width) -> (B, T, D)."""
-        tokens: Tensor = self.projector(vision_tokens)
-        return tokens
+        return self.projector(vision_tokens)
 
     def decode(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
         """Hidden rows before the final norm: (B, T, D), (B, L) -> (B, T + L, D)."""
@@ -47,8 +48,7 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, images: Tensor, token_ids: Tensor) -> Tensor:
         """Logits of every row: images (B, 3, image_px, image_px), ids (B, L) -> (B, T + L, V)."""
-        logits: Tensor = self.language.logits(self.decode(self.project(self.encode(images)), token_ids))
-        return logits
+        return self.language.logits(self.decode(self.project(self.encode(images)), token_ids))
 
     def prefill(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, list[Cache]]:
         """Logits of the last row (B, V) and K, V of every layer with T + L rows."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from search_spaces.errors import ConfigError
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 KernelGroup = tuple[tuple[Kernel, ...], int]
 
 
-@lru_cache(maxsize=None)
-def attention_block(tokens: int, heads: int, head_width: int, feed_forward: int, precision: Precision) -> tuple[Kernel, ...]:
+@cache
+def attention_block(
+    tokens: int, heads: int, head_width: int, feed_forward: int, precision: Precision
+) -> tuple[Kernel, ...]:
     """Kernels of one pre-norm encoder block over (tokens, heads * head_width): LayerNorm, GELU, biases."""
     width = heads * head_width
     return (
@@ -37,9 +39,9 @@ def attention_block(tokens: int, heads: int, head_width: int, feed_forward: int,
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def depthwise_block(tokens: int, width: int, feed_forward: int, precision: Precision) -> tuple[Kernel, ...]:
-    """Kernels of one depthwise block (ConvNeXt's order): 3x3 depthwise, LayerNorm, pointwise up, GELU, pointwise down."""
+    """Kernels of one depthwise block in ConvNeXt's order: 3x3 depthwise, LayerNorm, pointwise up, GELU, down."""
     return (
         Kernel(KernelKind.DEPTHWISE_CONV, tokens, width, 9, window=3, epilogue=("bias",), precision=precision),
         Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision),
@@ -48,9 +50,9 @@ def depthwise_block(tokens: int, width: int, feed_forward: int, precision: Preci
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def stem(image_px: int, channels: int, grid: int, width: int, precision: Precision) -> tuple[Kernel, ...]:
-    """Kernels around the blocks: from pixels to tokens with positions (channels > 3: a 3x3 convolution first), last norm."""
+    """Kernels around the blocks: pixels to tokens with positions (behind a 3x3 convolution if channels > 3), norm."""
     patch, tokens = image_px // grid, grid * grid
     first = Kernel(KernelKind.CONV, image_px**2, channels, 27, window=3, epilogue=("bias", "gelu"), precision=precision)
     patches = Kernel(

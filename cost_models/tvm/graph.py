@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 from tvm import relax, te
-from tvm.ir import Expr, GlobalVar, IRModule, Op
+from tvm.ir import Expr, GenericConst, GlobalVar, IRModule, Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
@@ -102,22 +102,35 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
             "relax.nn.conv2d": self._conv,
             "relax.nn.avg_pool2d": self._average,
             "relax.nn.adaptive_avg_pool2d": self._average,
+            "relax.mean": self._mean,
         }
 
     def visit_call_(self, call: relax.Call) -> Expr:
         call = self.visit_expr_post_order(call)
         if not isinstance(call.op, Op):
             return call
+        call = relax.Call(call.op, [self._resolved(arg) for arg in call.args], call.attrs, call.ty_args, call.span)
+        call = self.builder_.normalize(call)
         rule = self._rules.get(call.op.name)
         result = rule(call) if rule is not None else None
         if result is None and (call.op.name in _BINARY or call.op.name in _PASSIVE_UNARY):
             result = self._behind_transpose(call)
+            result = self._behind_reshape(call) if result is None else result
         return self._unary(call) if result is None else result
 
     # -- small tools ---------------------------------------------------------------------------------------------
 
     def _emit(self, expr: Expr) -> Expr:
         return self.builder_.emit(expr)
+
+    def _resolved(self, expr: Expr) -> Expr:
+        """Follow a variable that is only a name for another one, or for a constant."""
+        while isinstance(expr, relax.Var):
+            value = self.lookup_binding(expr)
+            if not isinstance(value, (relax.Var, GenericConst)):
+                return expr
+            expr = value
+        return expr
 
     def _call(self, function: PrimFunc, name: str, arguments: list[Expr], shape: Shape) -> Expr:
         variable = self._functions.get(function)
@@ -139,20 +152,22 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
         return call and value.args[0].name_hint.startswith(name)
 
     def _scalar(self, expr: Expr) -> float | None:
-        if isinstance(expr, relax.Constant) and math.prod(expr.data.shape) == 1:
-            return float(expr.data.numpy().reshape(()))
+        if isinstance(expr, GenericConst) and math.prod(expr.value.shape) == 1:
+            return float(expr.value.numpy().reshape(()))
         return None
 
     def _to_shape(self, expr: Expr, shape: Shape) -> Expr:
+        inner = self._definition(expr, "relax.reshape")
+        expr = expr if inner is None else inner.args[0]
         if _shape(expr) == shape:
             return expr
-        if isinstance(expr, relax.Constant):
-            return relax.const(expr.data.numpy().reshape(shape))
+        if isinstance(expr, GenericConst):
+            return relax.const(expr.value.numpy().reshape(shape))
         return self._emit(relax.op.reshape(expr, shape))
 
     def _transposed(self, expr: Expr, axes: Shape) -> Expr:
-        if isinstance(expr, relax.Constant):
-            return relax.const(np.ascontiguousarray(expr.data.numpy().transpose(axes)))
+        if isinstance(expr, GenericConst):
+            return relax.const(np.ascontiguousarray(expr.value.numpy().transpose(axes)))
         return self._emit(relax.op.permute_dims(expr, axes))
 
     # -- layout --------------------------------------------------------------------------------------------------
@@ -169,7 +184,7 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
         source = self._channels_last_source(x, axes)
         if source is not None:
             return self._to_shape(source, tuple(shape[axis] for axis in axes))
-        return self._transposed(x, axes) if inner is not None or isinstance(x, relax.Constant) else None
+        return self._transposed(x, axes) if inner is not None or isinstance(x, GenericConst) else None
 
     def _channels_last_source(self, x: Expr, axes: Shape) -> Expr | None:
         """The tensor that this transpose only reshapes, where tokens become an image or an image becomes tokens."""
@@ -186,9 +201,8 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
     def _reshape(self, call: relax.Call) -> Expr | None:
         x, shape = call.args[0], _shape(call)
         inner = self._definition(x, "relax.reshape")
-        source = x if inner is None else inner.args[0]
-        if inner is not None or isinstance(x, relax.Constant) or _shape(x) == shape:
-            return self._to_shape(source, shape)
+        if inner is not None or isinstance(x, GenericConst) or _shape(x) == shape:
+            return self._to_shape(x, shape)
         return None
 
     def _broadcast(self, call: relax.Call) -> Expr | None:
@@ -212,6 +226,18 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
         moved = self.visit_call_(relax.Call(call.op, arguments, call.attrs))
         return relax.op.permute_dims(self._emit(moved), LAST_TO_FIRST)
 
+    def _behind_reshape(self, call: relax.Call) -> Expr | None:
+        """Move an operation with a whole constant in front of a reshape, so that it fuses with what is reshaped."""
+        for index, argument in enumerate(call.args[:2]):
+            inner = self._definition(argument, "relax.reshape")
+            other = call.args[1 - index] if len(call.args) == 2 else None
+            if inner is None or not isinstance(other, GenericConst) or _shape(other) != _shape(argument):
+                continue
+            moved = [inner.args[0], self._to_shape(other, _shape(inner.args[0]))]
+            result = self.builder_.normalize(relax.Call(call.op, moved if index == 0 else moved[::-1], call.attrs))
+            return relax.op.reshape(self._emit(result), _shape(call))
+        return None
+
     def _permuted_operand(self, argument: Expr) -> Expr:
         shape = _shape(argument)
         if sum(size > 1 for size in shape) <= 1:
@@ -224,21 +250,26 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
         a, b = call.args
         if not (_is_float(a) and _is_float(b)) or len(_shape(a)) < 2:
             return None
-        if isinstance(b, relax.Constant) and len(_shape(b)) == 2:
-            return self._linear(a, b.data.numpy().T)
+        if isinstance(b, GenericConst) and len(_shape(b)) == 2:
+            return self._linear(a, b.value.numpy().T)
         a, scale_a = self._unscaled(a)
         b, scale_b = self._unscaled(b)
         if _shape(a)[:-2] != _shape(b)[:-2]:
             return None
-        keys = self._keys(b)
-        *lead, m, k = _shape(a)
+        *outer, m, k = _shape(a)
         n = _shape(b)[-1]
+        lead = (1,) * (2 - len(outer)) + tuple(outer)  # as attention has it: torch drops and restores the batch of one
+        a = self._to_shape(a, (*lead, m, k))
+        keys = self._keys(b)
         if keys is not None:
-            function = products.scores(tuple(lead), m, n, k, scale_a * scale_b, self._machine)
-            return self._call(function, "scores", [a, keys], (*lead, m, n))
-        if scale_a * scale_b != 1.0:
+            function = products.scores(lead, m, n, k, scale_a * scale_b, self._machine)
+            out = self._call(function, "scores", [a, self._to_shape(keys, (*lead, n, k))], (*lead, m, n))
+        elif scale_a * scale_b == 1.0:
+            function = products.values(lead, m, n, k, self._machine)
+            out = self._call(function, "values", [a, self._to_shape(b, (*lead, k, n))], (*lead, m, n))
+        else:
             return None
-        return self._call(products.values(tuple(lead), m, n, k, self._machine), "values", [a, b], (*lead, m, n))
+        return self._to_shape(out, (*outer, m, n))
 
     def _linear(self, x: Expr, weight: np.ndarray) -> Expr:
         n, k = weight.shape
@@ -252,12 +283,13 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
 
     def _unscaled(self, expr: Expr) -> tuple[Expr, float]:
         """Take a factor off a tensor: (tensor, factor)."""
-        product = self._definition(expr, "relax.multiply")
+        reshape = self._definition(expr, "relax.reshape")
+        product = self._definition(expr if reshape is None else reshape.args[0], "relax.multiply")
         if product is None:
             return expr, 1.0
         x, factor = product.args
         scale = self._scalar(factor)
-        return (expr, 1.0) if scale is None else (x, scale)
+        return (expr, 1.0) if scale is None else (self._to_shape(x, _shape(expr)), scale)
 
     def _keys(self, transposed: Expr) -> Expr | None:
         """The keys (..., n, k) that a tensor (..., k, n) is the transpose of."""
@@ -267,9 +299,8 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
         permute = self._definition(x, "relax.permute_dims")
         if permute is None or _shape(x)[-2:] != (k, n):
             return None
-        rank = len(_shape(x))
         axes = _axes(permute)
-        if axes[-1] != rank - 2 and _shape(permute.args[0])[-1] > 1 and axes[-2] != rank - 1:
+        if axes[-2] != len(axes) - 1:
             return None
         swapped = (*axes[:-2], axes[-1], axes[-2])
         return self._to_shape(self._emit(self.visit_call_(relax.op.permute_dims(permute.args[0], swapped))), (*lead, n, k))
@@ -337,12 +368,12 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
         x, weight = call.args
         attrs = call.attrs
         strides, padding = ({int(value) for value in values} for values in (attrs.strides, attrs.padding))
-        plain = isinstance(weight, relax.Constant) and str(attrs.data_layout) == "NCHW"
+        plain = isinstance(weight, GenericConst) and str(attrs.data_layout) == "NCHW"
         if not plain or len(strides) > 1 or len(padding) > 1 or {int(d) for d in attrs.dilation} != {1}:
             return None
         (stride,), (pad,) = strides, padding
         _, channels, height, width = _shape(x)
-        filters = weight.data.numpy()
+        filters = weight.value.numpy()
         n, per_group, *window = filters.shape
         shape = tuple(_shape(call)[axis] for axis in FIRST_TO_LAST)
         groups = int(attrs.groups)
@@ -379,6 +410,16 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
                 return None
         function = products.average(height, width, channels, window, self._machine)
         out = self._call(function, "pooling", [self._channels_last(x)], (1, out_height, out_width, channels))
+        return relax.op.permute_dims(out, LAST_TO_FIRST)
+
+    def _mean(self, call: relax.Call) -> Expr | None:
+        x = call.args[0]
+        axes = sorted(int(axis) % len(_shape(x)) for axis in call.attrs.axis or ())
+        if axes != [2, 3] or not call.attrs.keepdims or len(_shape(x)) != 4 or not _is_float(x):
+            return None
+        _, channels, height, width = _shape(x)
+        function = products.average(height, width, channels, (height, width), self._machine)
+        out = self._call(function, "pooling", [self._channels_last(x)], (1, 1, 1, channels))
         return relax.op.permute_dims(out, LAST_TO_FIRST)
 
     def _unary(self, call: relax.Call) -> Expr:

@@ -45,7 +45,7 @@ def _lanes(lead: Lead, chunks: int, lanes: int, value: Value, reduce: Reduce, na
 
 
 def _rowwise(arguments: list[te.Tensor]) -> PrimFunc:
-    return te.create_prim_func(arguments).with_attr("op_pattern", tirx.IntImm("int32", OPAQUE))
+    return te.create_prim_func(arguments, index_dtype_override="int64").with_attr("op_pattern", OPAQUE)
 
 
 @lru_cache(maxsize=4096)

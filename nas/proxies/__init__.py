@@ -13,7 +13,7 @@ from search_spaces import unknown
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An estimate of accuracy: `fidelity` cheap for every candidate, dear for the promoted; `code` is module:function."""
+    """An estimate of accuracy: `fidelity` cheap for every candidate, dear for the promoted; `code` is where it is."""
 
     name: str
     fidelity: str

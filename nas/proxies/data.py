@@ -71,14 +71,6 @@ class Regions:
         """Cells along one side."""
         return math.isqrt(len(self.names))
 
-    def descriptions(self, image: int) -> list[Question]:
-        """For each cell its name as question and its attributes as answer: "top left", "red three"."""
-        found = []
-        for name, row in zip(self.names, self.labels[image], strict=True):
-            words = [self.attributes[i][label] for i, label in enumerate(row)]
-            found.append(Question(name, " ".join(words) if row.all() else words[0], "region"))
-        return found
-
 
 class Pixels(Protocol):
     """Where the images of a dataset come from."""

@@ -1,9 +1,9 @@
 """Scenes of real handwritten digits: a visual question answering set that needs no download.
 
 One to four coloured digits of scikit-learn's 1,797 stand in the cells of a grid; questions ask for identity, colour,
-count, relation and comparison, one word an answer. Each scene also carries region labels and region questions (what
-stands in a cell) and a caption: dense supervision, without which a small network needs thousands of steps before it
-looks at the image at all. Everything follows from a seed.
+count, relation and comparison, one word an answer. Each scene also carries region labels (what stands in a
+cell): dense supervision, without which a small network needs thousands of steps before it looks at the image at all.
+Everything follows from a seed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,313 @@
+"""Programs that call one kernel many times in a row, as a whole model would: for timing kernels alone.
+
+Each call gets its own weights, so that these stream from beyond the second cache level, while activations stay
+warm. Layouts are those of whole programs: images channels-last, weights packed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Expr, GlobalVar, IRModule
+from tvm.target import Target
+from tvm.tirx import PrimFunc
+
+from cost_models.tvm import products, rows
+from cost_models.tvm.compile import Array, build, fuse
+from cost_models.tvm.machine import Machine, machine_of, tvm_target
+from cost_models.tvm.schedules import schedule_function
+from search_spaces.kernels import Kernel, KernelKind, Precision
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One tensor a kernel reads: `own` if each call of a chain has its own (weights, token ids)."""
+
+    name: str
+    shape: Shape
+    own: bool
+    below: int = 0  # integers in [0, below); 0: fp32 values
+
+    def example(self, rng: np.random.Generator) -> Array:
+        """Random contents: normal values scaled to unit sums, or row numbers."""
+        if self.below:
+            return rng.integers(0, self.below, self.shape, dtype=np.int32)
+        scale = 1.0 / math.sqrt(self.shape[-2]) if self.own and len(self.shape) > 2 else 1.0
+        return (rng.standard_normal(self.shape) * scale).astype(np.float32)
+
+    @property
+    def bytes(self) -> int:
+        """Size in bytes."""
+        return 4 * math.prod(self.shape)
+
+    def variable(self, suffix: str = "") -> relax.Var:
+        """A Relax variable of this type."""
+        return relax.Var(self.name + suffix, relax.TensorType(self.shape, "int32" if self.below else "float32"))
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A program of `calls` calls of one kernel; inputs are every shared operand, then call by call the own ones."""
+
+    kernel: Kernel
+    operands: tuple[Operand, ...]
+    calls: int
+    output: Shape
+
+    def inputs(self, rng: np.random.Generator) -> list[Array]:
+        """Random inputs of the program, in order."""
+        shared = [operand.example(rng) for operand in self.operands if not operand.own]
+        return shared + [op.example(rng) for _ in range(self.calls) for op in self.operands if op.own]
+
+
+class _Scope:
+    """Collects the operands of one kernel while its Relax function is written."""
+
+    def __init__(self, builder: relax.BlockBuilder, machine: Machine) -> None:
+        self.builder = builder
+        self.machine = machine
+        self.operands: list[Operand] = []
+        self.variables: list[relax.Var] = []
+
+    def operand(self, name: str, shape: Shape, *, own: bool = False, below: int = 0) -> relax.Var:
+        operand = Operand(f"{name}{len(self.operands)}", shape, own, below)
+        self.operands.append(operand)
+        self.variables.append(operand.variable())
+        return self.variables[-1]
+
+    def call(self, function: PrimFunc, name: str, arguments: Sequence[Expr], shape: Shape) -> Expr:
+        variable = self.builder.add_func(function, name)
+        return relax.call_tir(variable, relax.Tuple(list(arguments)), relax.TensorType(shape, "float32"))
+
+
+def _linear(kernel: Kernel, scope: _Scope) -> Expr:
+    m, n, k = kernel.m, kernel.n, kernel.k
+    x = scope.operand("x", (1, m, k))
+    w = scope.operand("w", (products.panels(n, scope.machine), k, scope.machine.lanes), own=True)
+    return scope.call(products.linear((1, m), n, k, scope.machine), "linear", [x, w], (1, m, n))
+
+
+def _scores(kernel: Kernel, scope: _Scope) -> Expr:
+    m, n, k = kernel.m, kernel.n, kernel.k
+    lead = (1, kernel.batch)
+    operands = [scope.operand("queries", (*lead, m, k)), scope.operand("keys", (*lead, n, k))]
+    function = products.scores(lead, m, n, k, 1.0 / math.sqrt(k), scope.machine)
+    return scope.call(function, "scores", operands, (*lead, m, n))
+
+
+def _values(kernel: Kernel, scope: _Scope) -> Expr:
+    m, n, k = kernel.m, kernel.n, kernel.k
+    lead = (1, kernel.batch)
+    operands = [scope.operand("probabilities", (*lead, m, k)), scope.operand("values", (*lead, k, n))]
+    return scope.call(products.values(lead, m, n, k, scope.machine), "values", operands, (*lead, m, n))
+
+
+def _conv(kernel: Kernel, scope: _Scope) -> Expr:
+    window, stride, side, n = kernel.window, kernel.stride, kernel.side, kernel.n
+    if window == stride == 1:
+        return _linear(kernel, scope)
+    channels = kernel.k // window**2
+    size = side * stride
+    embedding = window == stride
+    x = scope.operand("x", (1, channels, size, size) if embedding else (1, size, size, channels))
+    lanes = scope.machine.lanes
+    w = scope.operand("w", (products.panels(n, scope.machine), window, window, channels, lanes), own=True)
+    padding = 0 if embedding else window // 2
+    function = products.conv(size, size, channels, n, (window, window), stride, padding, scope.machine)
+    return scope.call(function, "conv", [x, w], (1, side, side, n))
+
+
+def _depthwise(kernel: Kernel, scope: _Scope) -> Expr:
+    window, stride, side, n = kernel.window, kernel.stride, kernel.side, kernel.n
+    size = side * stride
+    x = scope.operand("x", (1, size, size, n))
+    w = scope.operand("w", (window, window, n), own=True)
+    padding = 0 if window == stride else window // 2
+    function = products.depthwise(size, size, n, (window, window), stride, padding, scope.machine)
+    return scope.call(function, "depthwise_conv", [x, w], (1, side, side, n))
+
+
+def _pooling(kernel: Kernel, scope: _Scope) -> Expr:
+    window = math.isqrt(kernel.k)
+    sides, windows = (kernel.side, kernel.side), (window, window)
+    if window * window != kernel.k:
+        if kernel.m != 1:
+            raise ValueError(f"k of a pooling kernel must be a square number where m > 1, but got {kernel}")
+        windows = (kernel.k, 1)
+    height, width = (side * size for side, size in zip(sides, windows, strict=True))
+    x = scope.operand("x", (1, height, width, kernel.n))
+    return scope.call(
+        products.average(height, width, kernel.n, windows, scope.machine), "pooling", [x], (1, *sides, kernel.n)
+    )
+
+
+def _norm(kernel: Kernel, scope: _Scope) -> Expr:
+    m, n = kernel.m, kernel.n
+    operands = [scope.operand("x", (1, m, n)), scope.operand("scale", (n,), own=True)]
+    if kernel.op == "layer_norm":
+        operands.append(scope.operand("shift", (n,), own=True))
+        return scope.call(rows.layer_norm((1, m), n, 1e-5, scope.machine), "layer_norm", operands, (1, m, n))
+    return scope.call(rows.rms_norm((1, m), n, 1e-5, scope.machine), "rms_norm", operands, (1, m, n))
+
+
+def _softmax(kernel: Kernel, scope: _Scope) -> Expr:
+    lead, n = (1, kernel.batch, kernel.m), kernel.n
+    operands = [scope.operand("x", (*lead, n))]
+    masks = kernel.m if kernel.op == "causal_softmax" else 0
+    if masks:
+        operands.append(scope.operand("mask", (masks, n)))
+    return scope.call(rows.softmax(lead, n, masks, scope.machine), "softmax", operands, (*lead, n))
+
+
+def _hardswish(x: Expr) -> Expr:
+    return relax.op.multiply(x, _hardsigmoid(x))
+
+
+def _hardsigmoid(x: Expr) -> Expr:
+    shifted = relax.op.clip(relax.op.add(x, relax.const(3.0, "float32")), 0.0, 6.0)
+    return relax.op.multiply(shifted, relax.const(1.0 / 6.0, "float32"))
+
+
+def _rope(x: Expr, cosines: Expr, sines: Expr, width: int) -> Expr:
+    half = width // 2
+    left = relax.op.strided_slice(x, [3], [0], [half])
+    right = relax.op.strided_slice(x, [3], [half], [width])
+    turned = relax.op.concat([relax.op.negative(right), left], 3)
+    return relax.op.add(relax.op.multiply(x, cosines), relax.op.multiply(turned, sines))
+
+
+def _elementwise(kernel: Kernel, scope: _Scope) -> Expr:
+    batch, m, n = kernel.batch, kernel.m, kernel.n
+    heads = (0, 2, 1, 3)
+    if kernel.op == "rope":
+        x = relax.op.permute_dims(scope.operand("x", (1, m, batch, n)), heads)
+        return _rope(x, scope.operand("cosines", (m, n)), scope.operand("sines", (m, n)), n)
+    if kernel.op == "transpose":
+        if batch > 1:
+            return relax.op.permute_dims(scope.operand("x", (1, m, batch, n)), heads)
+        return relax.op.permute_dims(scope.operand("x", (1, n, m)), (0, 2, 1))
+    if kernel.op == "concat":
+        if m < 2:
+            raise ValueError(f"a concat kernel joins rows to at least two, but got {kernel}")
+        parts = [scope.operand("x", (1, batch, size, n)) for size in (m - 1, 1)]
+        return relax.op.concat(parts, 2)
+    x = scope.operand("x", (1, batch, m, n))
+    if kernel.op in ("gelu", "hardswish"):
+        return relax.op.nn.gelu(x) if kernel.op == "gelu" else _hardswish(x)
+    combine = relax.op.add if kernel.op == "add" else relax.op.multiply
+    others = [scope.operand("y", (1, batch, m, n)) for _ in range(kernel.k - 1)]
+    for other in others or [relax.const(0.5, "float32")]:
+        x = combine(x, other)
+    return x
+
+
+def _gather(kernel: Kernel, scope: _Scope) -> Expr:
+    table = scope.operand("table", (kernel.k, kernel.n))
+    return relax.op.take(table, scope.operand("ids", (kernel.m,), own=True, below=kernel.k), axis=0, mode="clip")
+
+
+_KINDS: dict[KernelKind, Callable[[Kernel, _Scope], Expr]] = {
+    KernelKind.LINEAR: _linear,
+    KernelKind.SCORES: _scores,
+    KernelKind.VALUES: _values,
+    KernelKind.CONV: _conv,
+    KernelKind.DEPTHWISE_CONV: _depthwise,
+    KernelKind.NORM: _norm,
+    KernelKind.SOFTMAX: _softmax,
+    KernelKind.POOLING: _pooling,
+    KernelKind.ELEMENTWISE: _elementwise,
+    KernelKind.GATHER: _gather,
+}
+
+_UNARY_EPILOGUES: dict[str, Callable[[Expr], Expr]] = {
+    "gelu": relax.op.nn.gelu,
+    "silu": relax.op.nn.silu,
+    "relu": relax.op.nn.relu,
+    "hardswish": _hardswish,
+    "hardsigmoid": _hardsigmoid,
+}
+_BINARY_EPILOGUES: dict[str, Callable[[Expr, Expr], Expr]] = {
+    "bias": relax.op.add,
+    "residual": relax.op.add,
+    "positions": relax.op.add,
+    "multiply": relax.op.multiply,
+}
+
+
+def _epilogue(name: str, x: Expr, shape: Shape, scope: _Scope) -> Expr:
+    if name in _UNARY_EPILOGUES:
+        return _UNARY_EPILOGUES[name](x)
+    if name not in _BINARY_EPILOGUES:
+        known = ", ".join(sorted((*_UNARY_EPILOGUES, *_BINARY_EPILOGUES)))
+        raise ValueError(f"no schedule for epilogue {name!r}; known: {known}")
+    own = name in ("bias", "positions")
+    return _BINARY_EPILOGUES[name](x, scope.operand(name, shape[-1:] if name == "bias" else shape, own=own))
+
+
+def _fused(kernel: Kernel, target: Target) -> tuple[PrimFunc, tuple[Operand, ...], Shape]:
+    """One call of a kernel, through the passes that a whole program goes through: (function, operands, output)."""
+    if kernel.precision is not Precision.FP32:
+        raise ValueError(f"only fp32 kernels can be compiled so far, but got precision={kernel.precision}")
+    if kernel.kind not in _KINDS:
+        raise ValueError(f"no schedule for kernel kind {kernel.kind!r}; known: {', '.join(sorted(_KINDS))}")
+    builder = relax.BlockBuilder()
+    scope = _Scope(builder, machine_of(target))
+    with builder.function("main"):
+        with builder.dataflow():
+            out = builder.emit(_KINDS[kernel.kind](kernel, scope))
+            shape = tuple(int(size) for size in out.ty.shape)
+            for name in kernel.epilogue:
+                out = builder.emit(_epilogue(name, out, shape, scope))
+            output = builder.emit_output(out)
+        builder.emit_func_output(output, scope.variables)
+    module = fuse(builder.get(), target)
+    functions = {v.name_hint: function for v, function in module.functions_items() if isinstance(function, PrimFunc)}
+    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
+    calls = [binding.value for binding in bindings if isinstance(binding.value, relax.Call)]
+    if len(calls) != 1 or len(functions) != 1:
+        raise ValueError(f"a kernel must fuse into one function, but {kernel} gives {sorted(functions) or 'a reshape'}")
+    by_name = {operand.name: operand for operand in scope.operands}
+    operands = tuple(by_name[argument.name_hint] for argument in calls[0].args[1])
+    (function,) = functions.values()
+    return schedule_function(function, machine_of(target)), operands, shape
+
+
+def chain_module(kernels: Sequence[tuple[Kernel, int]], target: Mapping[str, object]) -> tuple[IRModule, list[Chain]]:
+    """One module with a function `chain<i>` for each (kernel, calls), lowered as far as memory planning."""
+    described = tvm_target(target)
+    builder = relax.BlockBuilder()
+    chains = []
+    for index, (kernel, calls) in enumerate(kernels):
+        function, operands, shape = _fused(kernel, described)
+        variable = builder.add_func(function.without_attr("global_symbol"), f"kernel{index}")
+        chain = Chain(kernel, operands, calls, shape)
+        _write_chain(builder, f"chain{index}", variable, chain)
+        chains.append(chain)
+    return builder.get(), chains
+
+
+def _write_chain(builder: relax.BlockBuilder, name: str, kernel: GlobalVar, chain: Chain) -> None:
+    """Write the calls as they stand in a program behind CallTIRRewrite, where nothing removes a call any more."""
+    shared = {operand.name: operand.variable() for operand in chain.operands if not operand.own}
+    own = [{op.name: op.variable(f"_{call}") for op in chain.operands if op.own} for call in range(chain.calls)]
+    parameters = [*shared.values(), *(variable for variables in own for variable in variables.values())]
+    with builder.function(name, parameters, pure=False):
+        for variables in own:
+            shape = relax.ShapeExpr(chain.output)
+            out = builder.emit(relax.op.builtin.alloc_tensor(shape, "float32", 0))
+            arguments = [(shared | variables)[operand.name] for operand in chain.operands]
+            builder.emit(relax.Call(kernel, [*arguments, out]))
+        builder.emit_func_output(out)
+
+
+def kernel_module(kernel: Kernel, target: Mapping[str, object], calls: int) -> tuple[Any, Chain]:
+    """Compile a program `chain0` that calls a kernel `calls` times in a row: (executable, what it takes)."""
+    module, (chain,) = chain_module([(kernel, calls)], target)
+    return build(module, tvm_target(target)), chain

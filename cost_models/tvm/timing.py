@@ -1,0 +1,137 @@
+"""Times kernels as programs pay for them: chained calls with own weights, dispatch included, on a quiet thread.
+
+Protocol: a program of R calls of one kernel, R times its weights reaching 4 MiB beyond the second cache level;
+its time is the least of many runs, divided by R. Each kernel is measured twice; where the two differ by more than
+5 %, a third time, and the two closest must then agree, or the timing is marked unstable. Nothing is compiled while
+anything is timed.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from tvm import relax
+
+from cost_models.tvm.chains import Chain, chain_module
+from cost_models.tvm.compile import Array, CompiledProgram, build, least_time_s
+from cost_models.tvm.machine import tvm_target
+from search_spaces.kernels import Kernel
+
+#: Largest difference between two measurements that agree, as a share of the smaller.
+AGREEMENT = 0.05
+_STREAM_BYTES = 5 * 2**20  # 1 MiB of second-level cache, and 4 MiB beyond
+_MOST_BYTES = 256 * 2**20
+_CHUNK = 12
+_BUDGET_S = 0.06  # per measurement
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTiming:
+    """One kernel's time in a chain: the lower of the measurements that agree best, and the other one, in seconds."""
+
+    kernel: Kernel
+    latency_s: float
+    repeat_s: float
+    stable: bool
+
+    @property
+    def disagreement(self) -> float:
+        """Difference of the two measurements as a share of the smaller."""
+        return self.repeat_s / self.latency_s - 1.0
+
+
+def noise_floor(timings: Sequence[KernelTiming]) -> float:
+    """Median disagreement of repeated measurements: differences below it mean nothing."""
+    return statistics.median(timing.disagreement for timing in timings)
+
+
+def chain_calls(kernel: Kernel) -> int:
+    """Calls of a kernel in its timing program: 8 to 64, so that weights stream from beyond the second-level cache."""
+    if kernel.weight_bytes == 0:
+        return 16
+    streaming = math.ceil(_STREAM_BYTES / kernel.weight_bytes)
+    return max(1, min(max(streaming, 8), 64, int(_MOST_BYTES / kernel.weight_bytes)))
+
+
+def time_kernels(
+    kernels: Sequence[Kernel],
+    target: Mapping[str, object],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    compile_processes: int = 2,
+    seed: int = 0,
+) -> Iterator[KernelTiming]:
+    """Compile all kernels, then time one after the other; progress(timed, all) is called behind each."""
+    os.environ.setdefault("TVM_NUM_THREADS", "1")
+    rng = np.random.default_rng(seed)
+    ordered = sorted(kernels, key=str)
+    # dealt like cards, so that chunks take equally long
+    count = max(compile_processes, -(-len(ordered) // _CHUNK))
+    chunks = [chunk for chunk in (ordered[start::count] for start in range(count)) if chunk]
+    with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
+        paths = [Path(folder) / f"chunk{index}.so" for index in range(len(chunks))]
+        compiled = _compile_all(chunks, dict(target), paths, compile_processes)
+        done = 0
+        for path, chains in zip(paths, compiled, strict=True):
+            machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+            for index, chain in enumerate(chains):
+                yield _time_chain(machine, f"chain{index}", chain, rng)
+                done += 1
+                if progress is not None:
+                    progress(done, len(ordered))
+
+
+def time_program(compiled: CompiledProgram, inputs: Sequence[Array | torch.Tensor]) -> float:
+    """Time of one call of a compiled program in seconds, under the protocol of the kernels; raises where unstable."""
+    first, second, stable = _agreeing(lambda: compiled.time_s(inputs, runs=30))
+    if not stable:
+        raise RuntimeError(f"the machine is too noisy: repeated measurements gave {first:.3g} s and {second:.3g} s")
+    return first
+
+
+def _compile_all(
+    chunks: Sequence[Sequence[Kernel]], target: Mapping[str, object], paths: Sequence[Path], processes: int
+) -> list[list[Chain]]:
+    if len(chunks) == 1 or processes == 1:
+        return [_compile_chunk(chunk, target, path) for chunk, path in zip(chunks, paths, strict=True)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=processes, mp_context=context) as pool:
+        return list(pool.map(_compile_chunk, chunks, [target] * len(chunks), paths))
+
+
+def _compile_chunk(kernels: Sequence[Kernel], target: Mapping[str, object], path: Path) -> list[Chain]:
+    module, chains = chain_module([(kernel, chain_calls(kernel)) for kernel in kernels], target)
+    build(module, tvm_target(target)).export_library(str(path))
+    return chains
+
+
+def _time_chain(machine: Any, name: str, chain: Chain, rng: np.random.Generator) -> KernelTiming:
+    inputs = [tvm.runtime.tensor(array) for array in chain.inputs(rng)]
+    machine.save_function(name, f"timed_{name}", *inputs, include_return=False)
+    run = machine[f"timed_{name}"]
+    once_s = least_time_s(run, runs=1, warmup=1)
+    runs = min(40, max(8, int(_BUDGET_S / once_s)))
+    latency_s, repeat_s, stable = _agreeing(lambda: least_time_s(run, runs=runs, warmup=1) / chain.calls)
+    return KernelTiming(chain.kernel, latency_s, repeat_s, stable)
+
+
+def _agreeing(measure: Callable[[], float]) -> tuple[float, float, bool]:
+    """Measure twice, or three times where two disagree: (lower, higher, agreed) of the closest two."""
+    times = sorted((measure(), measure()))
+    if times[1] > times[0] * (1 + AGREEMENT):
+        times = sorted((*times, measure()))
+        if times[1] / times[0] > times[2] / times[1]:
+            times = times[1:]
+    return times[0], times[1], times[1] <= times[0] * (1 + AGREEMENT)

@@ -1,0 +1,291 @@
+"""The command line: each command one call into the package; only this file and `screen` print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+#: Where everything is kept unless another storage is given.
+RUNS = Path("runs")
+DEFAULT_STORAGE = "sqlite:///runs/nas.db"
+_OWN_PACKAGES = ("nas", "search_spaces", "cost_models", "hardware_profiles")
+
+app = typer.Typer(
+    help="Find the vision-language models worth running on a device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Storage = Annotated[str, typer.Option("--storage", help="Optuna storage URL.")]
+Name = Annotated[str | None, typer.Option("--experiment", "-e", help="Experiment, where the storage holds several.")]
+Device = Annotated[str | None, typer.Option("--device", "-d", help="A device's name; the experiment's own by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")]
+
+
+@app.command()
+def search(
+    experiment: Annotated[Path, typer.Argument(help="A YAML file, such as experiments/quickstart.yaml.")],
+    storage: Storage = DEFAULT_STORAGE,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Candidates to score; the experiment's own by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampler; the experiment's own by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment, or go on with it; ends with the front, measured, and a report."""
+    from nas import screen, workflow
+    from nas.archive import Archive
+    from nas.experiment import read_experiment
+    from nas.query import as_json as evaluation_json
+
+    asked = read_experiment(experiment)
+    with screen.progress_bar() as progress:
+        outcome = workflow.run(
+            asked,
+            storage,
+            RUNS / asked.name,
+            asked.trials if trials is None else trials,
+            asked.seed if seed is None else seed,
+            progress,
+        )
+    archive, profile = Archive.open(storage, asked.name), workflow.device(asked.device)
+    try:
+        if as_json:
+            front = [evaluation_json(member, archive, profile) for member in outcome.front]
+            screen.print_json({"front": front, "report": str(outcome.report), "seconds": outcome.seconds})
+            return
+        _show_front(outcome.front, archive, profile)
+        spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())
+        screen.out.print(f"time: {spent}", markup=False)
+        screen.out.print(f"report: {outcome.report.resolve()}", markup=False, soft_wrap=True)
+    finally:
+        archive.close()
+
+
+@app.command()
+def front(
+    storage: Storage = DEFAULT_STORAGE, experiment: Name = None, device: Device = None, as_json: AsJson = False
+) -> None:
+    """Show the front of a stored experiment, priced for any device."""
+    from nas import query, screen
+
+    archive, profile = _open(storage, experiment, device)
+    try:
+        members = query.front(archive, profile)
+        if as_json:
+            screen.print_json([query.as_json(member, archive, profile) for member in members])
+        else:
+            _show_front(members, archive, profile)
+    finally:
+        archive.close()
+
+
+@app.command()
+def best(
+    storage: Storage = DEFAULT_STORAGE,
+    experiment: Name = None,
+    device: Device = None,
+    max_latency_ms: float | None = None,
+    max_ttft_ms: float | None = None,
+    max_decode_ms: float | None = None,
+    max_memory_mb: float | None = None,
+    max_energy_mj: float | None = None,
+    max_parameters_m: float | None = None,
+    min_accuracy: float | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the most accurate stored model that keeps within the caps on a device."""
+    from nas import query, screen
+
+    asked = {
+        "max_latency_ms": max_latency_ms,
+        "max_ttft_ms": max_ttft_ms,
+        "max_decode_ms": max_decode_ms,
+        "max_memory_mb": max_memory_mb,
+        "max_energy_mj": max_energy_mj,
+        "max_parameters_m": max_parameters_m,
+        "min_accuracy": min_accuracy,
+    }
+    caps = {name: limit for name, limit in asked.items() if limit is not None}
+    archive, profile = _open(storage, experiment, device)
+    try:
+        member = query.best(archive, profile, caps)
+        if as_json:
+            screen.print_json(query.as_json(member, archive, profile))
+        else:
+            title = f"best of {archive.experiment.name} on {profile.title}"
+            screen.out.print(screen.front_table([member], archive, profile, title))
+            screen.out.print(screen.basis_line([member], archive, profile), markup=False)
+    finally:
+        archive.close()
+
+
+@app.command()
+def predict(
+    config: Annotated[str, typer.Argument(help="A config.json, or the id of a stored model.")],
+    device: Annotated[str, typer.Option("--device", "-d", help="A device's name.")] = "host",
+    storage: Storage = DEFAULT_STORAGE,
+    experiment: Name = None,
+    cost_model: Annotated[str, typer.Option(help="auto, learned or roofline.")] = "auto",
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 10,
+    new_tokens: Annotated[int, typer.Option(min=1)] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Price a model on a device, by phase and by kernel."""
+    from nas import predict as prediction
+    from nas import screen, workflow
+    from search_spaces import Workload
+
+    found = prediction.config_of(config, storage, experiment)
+    workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    predicted = prediction.predict(found, workload, workflow.device(device), cost_model)
+    if as_json:
+        screen.print_json(predicted)
+    else:
+        screen.out.print(screen.prediction_table(predicted))
+        screen.out.print(screen.prediction_totals(predicted), markup=False)
+
+
+@app.command()
+def devices(
+    name: Annotated[str | None, typer.Argument(help="One device, with every fact.")] = None, as_json: AsJson = False
+) -> None:
+    """List the devices, or show one with the source of every number."""
+    from hardware_profiles import load, names
+    from nas import screen
+
+    if name is None:
+        profiles = [load(known) for known in names()]
+        if as_json:
+            screen.print_json([profile.model_dump(mode="json") for profile in profiles])
+        else:
+            screen.out.print(screen.devices_table(profiles))
+    elif as_json:
+        screen.print_json(load(name).model_dump(mode="json"))
+    else:
+        screen.out.print(screen.facts_table(load(name)))
+
+
+@app.command()
+def report(
+    storage: Storage = DEFAULT_STORAGE,
+    experiment: Name = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the HTML report of a stored experiment."""
+    from nas import screen
+    from nas.report import write_report
+
+    archive, profile = _open(storage, experiment, None)
+    try:
+        path = output or RUNS / archive.experiment.name / "report.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = write_report(archive, profile, path).resolve()
+    finally:
+        archive.close()
+    if as_json:
+        screen.print_json({"report": str(written)})
+    else:
+        screen.out.print(f"report: {written}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    config_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored model, or its beginning.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="onnx, tvm or config.")] = "onnx",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("exported"),
+    storage: Storage = DEFAULT_STORAGE,
+    experiment: Name = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a stored model with its trained weights."""
+    from nas import screen
+    from nas.export import export_member
+
+    archive, profile = _open(storage, experiment, device)
+    try:
+        exported = export_member(archive, profile, config_id, format, output, RUNS / archive.experiment.name)
+    finally:
+        archive.close()
+    if as_json:
+        screen.print_json(exported)
+    else:
+        for path in exported["files"]:
+            screen.out.print(path, markup=False, soft_wrap=True)
+        for note in exported["notes"]:
+            screen.out.print(note, markup=False)
+
+
+@app.command()
+def measure(
+    config_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored model, or its beginning.")],
+    storage: Storage = DEFAULT_STORAGE,
+    experiment: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a stored model whole and time it on this machine, beside its prediction."""
+    from nas import query, screen
+    from nas.measure import measure as measure_members
+
+    archive, profile = _open(storage, experiment, None)
+    try:
+        member = query.find(archive, config_id)
+        with screen.progress_bar() as progress:
+            record = measure_members(archive, profile, [member], RUNS / archive.experiment.name, progress)[0]
+    finally:
+        archive.close()
+    if as_json:
+        screen.print_json(record)
+    else:
+        screen.out.print(screen.measured_table(record))
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Find the vision-language models worth running on a device."""
+    if show:
+        from nas import __version__
+
+        sys.stdout.write(f"{__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: what the user can mend is one line and exit code 2, Ctrl-C is 130."""
+    try:
+        app()
+    except ValueError as error:
+        if type(error).__module__.split(".")[0] not in _OWN_PACKAGES:
+            raise
+        sys.stderr.write(f"nas: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("nas: stopped; what was finished is stored, the same command goes on from here\n")
+        sys.exit(130)
+
+
+def _open(storage: str, experiment: str | None, device: str | None) -> tuple[Any, Any]:
+    from nas.archive import Archive
+    from nas.workflow import device as profile_of
+
+    archive = Archive.open(storage, experiment)
+    try:
+        return archive, profile_of(device or archive.experiment.device)
+    except BaseException:
+        archive.close()
+        raise
+
+
+def _show_front(members: list[Any], archive: Any, profile: Any) -> None:
+    from nas import screen
+
+    title = f"front of {archive.experiment.name} on {profile.title}"
+    screen.out.print(screen.front_table(members, archive, profile, title))
+    screen.out.print(screen.basis_line(members, archive, profile), markup=False)

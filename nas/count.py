@@ -1,0 +1,60 @@
+"""A second, independent count of operations: fvcore traces the torch network, our own count comes from the config."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from search_spaces import Phase, VLMConfig, Workload
+from search_spaces.kernels import MATRIX_KINDS
+
+#: What is counted, by graph: the phases of our own count that it covers.
+COUNTED: dict[str, tuple[Phase, ...]] = {"vision": (Phase.VISION, Phase.PROJECTOR), "prefill": (Phase.PREFILL,)}
+#: Operators of matrix products and convolutions; fvcore counts norms too.
+_MATRIX = ("conv", "linear", "addmm", "mm", "bmm", "matmul", "einsum", "scaled_dot_product_attention")
+
+
+def kernel_operations(config: VLMConfig, workload: Workload) -> dict[str, int]:
+    """Operations of matrix products and convolutions in our kernels, by graph; a multiply-add is two."""
+    return {
+        graph: sum(
+            kernel.ops * count
+            for phase in phases
+            for kernel, count in config.kernels(phase, workload)
+            if kernel.kind in MATRIX_KINDS
+        )
+        for graph, phases in COUNTED.items()
+    }
+
+
+def fvcore_operations(config: VLMConfig, workload: Workload) -> dict[str, int]:
+    """The same operations as fvcore counts them in a trace of the network, by graph; a multiply-add is two.
+
+    The network runs once in main memory: torch 2.13 cannot trace a convolution on its meta device.
+    """
+    import torch
+
+    from search_spaces.network import graphs
+
+    with torch.random.fork_rng(devices=[]):
+        traced = graphs(config.build().eval(), workload)
+    repeats = {"vision": workload.images, "prefill": 1}  # the vision graph takes one image
+    found = {}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore uses what torch deprecates, and tracing warns of every Python number
+        from fvcore.nn import FlopCountAnalysis
+
+        for graph in COUNTED:
+            analysis = FlopCountAnalysis(*traced[graph])
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+            by_operator = analysis.by_operator()
+            found[graph] = 2 * repeats[graph] * int(sum(by_operator[name] for name in _MATRIX))
+    return found
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> float:
+    # fvcore has no handler of its own. Multiply-adds of (B, H, T, d) x (B, H, K, d) and (B, H, T, K) x (B, H, K, v).
+    q, k, v = (value.type().sizes() for value in inputs[:3])
+    return float(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))

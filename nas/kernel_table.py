@@ -1,0 +1,66 @@
+"""The timed kernels of a device: which ones a space draws, and timing those that its table lacks."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+
+from cost_models.roofline import RooflineModel
+from hardware_profiles import Profile
+from nas.search import Progress
+from search_spaces import Kernel, Phase, SearchSpace, Workload
+
+#: Configs drawn to see which kernels a space has.
+SAMPLED_CONFIGS = 1500
+
+
+def drawn_kernels(space: SearchSpace, workload: Workload, count: int, profile: Profile, seed: int) -> list[Kernel]:
+    """`count` kernels that cover what the space draws: strata of kind and work, in each by share of latency.
+
+    A stratum is a kind, its variant and a doubling of its work; its part of `count` grows with the root of the share
+    of the roofline latency that it accounts for, so that rare large kernels and common small ones are both there.
+    """
+    rng, roofline = random.Random(seed), RooflineModel(profile)
+    share: defaultdict[Kernel, float] = defaultdict(float)
+    for _ in range(SAMPLED_CONFIGS):
+        config = space.decode(space.sample(rng))
+        counted = [item for phase in Phase for item in config.kernels(phase, workload)]
+        total = sum(times * roofline.latency_s(kernel) for kernel, times in counted)
+        for kernel, times in counted:
+            share[kernel] += times * roofline.latency_s(kernel) / total
+    strata: defaultdict[tuple[object, ...], list[Kernel]] = defaultdict(list)
+    for kernel in share:
+        work = math.floor(math.log2(kernel.ops + kernel.bytes_moved))
+        strata[(kernel.kind, kernel.op, kernel.window, kernel.m == 1, work)].append(kernel)
+    weight = {stratum: math.sqrt(sum(share[k] for k in kernels)) for stratum, kernels in strata.items()}
+    whole = sum(weight.values())
+    chosen: list[Kernel] = []
+    for stratum in sorted(strata, key=str):
+        kernels = sorted(strata[stratum], key=str)
+        wanted = max(1, round(count * weight[stratum] / whole))
+        # Weighted draw without replacement (Efraimidis and Spirakis, doi:10.1016/j.ipl.2005.11.003).
+        keyed = sorted(kernels, key=lambda k: math.log(rng.random()) / share[k], reverse=True)
+        chosen += keyed[:wanted]
+    return chosen
+
+
+def complete_table(
+    profile: Profile, space: SearchSpace, workload: Workload, count: int, seed: int, progress: Progress
+) -> int:
+    """Time what the device's table lacks of the drawn kernels, and refit its predictor; returns how many were timed.
+
+    Each kernel is in the table as soon as it is timed, so a killed run continues.
+    """
+    from cost_models import table
+    from cost_models.learned import LearnedModel
+    from cost_models.tvm.timing import time_kernels
+
+    known = table.read(profile.kernels_csv)
+    missing = [k for k in drawn_kernels(space, workload, count, profile, seed) if k not in known]
+    for done, timing in enumerate(time_kernels(missing, profile.tvm_target)):
+        table.append(profile.kernels_csv, table.TableRow(timing.kernel, timing.latency_s, timing.repeat_s))
+        progress("kernels", done + 1, len(missing), "timing TVM kernels on this machine, once")
+    if missing or not LearnedModel.is_fitted(profile):
+        LearnedModel.fit(profile).save()
+    return len(missing)

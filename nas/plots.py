@@ -1,0 +1,313 @@
+"""The figures of a report as plotly's JSON (`data` and `layout` of plain values), and the front as a static SVG."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nas import pareto
+
+Figure = dict[str, Any]
+#: Two values a point: x, y.
+Points = Sequence[tuple[float, float]]
+
+INK, MUTED, GRID, GREY, ACCENT, FAINT = "#1d2129", "#667085", "#e8eaee", "#b9c0cb", "#2456d6", "#9db4ee"
+PHASE_COLOURS = {
+    "vision": "#2456d6",
+    "projector": "#7aa2ff",
+    "prefill": "#e07b00",
+    "decode": "#0f9d73",
+    "request": "#7d3cc9",
+}
+#: Axes over a wider range than this are logarithmic.
+LOG_RANGE = 12.0
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A candidate in a figure, values in the unit shown; `text` is HTML, already escaped."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Title with unit, already escaped, and the sign that makes less better: +1, or -1 where more is better."""
+
+    title: str
+    sign: int
+
+
+def staircase(points: Points, signs: tuple[int, int]) -> list[tuple[float, float]]:
+    """The non-dominated points of a pair of objectives, ascending by x."""
+    if not points:
+        return []
+    kept = pareto.front(np.asarray(points, dtype=float) * np.asarray(signs, dtype=float))
+    return sorted(points[i] for i in kept)
+
+
+def front_figure(
+    other: Sequence[Dot], front: Sequence[Dot], cheap: Sequence[Dot], x: Axis, y: Axis, below: Axis | None
+) -> Figure:
+    """Candidates over a pair of objectives, the front's highlighted, and their border as a line.
+
+    `cheap` are the candidates known only from the cheap proxy: in the same panel, or, where `below` is given (their y
+    cannot be compared), in a panel of their own under it.
+    """
+    steps = staircase([(dot.x, dot.y) for dot in (*front, *other, *(() if below else cheap))], (x.sign, y.sign))
+    marks = [
+        _dots(cheap, "scored cheaply", {"color": GREY, "size": 6, "opacity": 0.75}, "y2" if below else "y"),
+        _dots(other, "trained, not on the front", {"color": FAINT, "size": 9, "line": {"color": ACCENT, "width": 1}}),
+        _line(steps, "front of this pair", {"color": ACCENT, "width": 2, "shape": "hv"}),
+        _dots(front, "on the front", {"color": ACCENT, "size": 13, "line": {"color": "#fff", "width": 2}}),
+    ]
+    layout = _layout(520 if below else 430)
+    layout["xaxis"] |= {"title": {"text": x.title}} | _scale([*front, *other, *cheap])
+    layout["yaxis"] |= {"title": {"text": y.title}}
+    if below:
+        layout["yaxis"] |= {"domain": [0.36, 1]}
+        layout["yaxis2"] = _axis() | {"domain": [0, 0.26], "title": {"text": below.title}, "anchor": "x"}
+        layout["xaxis"] |= {"anchor": "y2"}
+    return {"data": [mark for mark in marks if mark["x"]], "layout": layout}
+
+
+def agreement_figure(phases: Mapping[str, Sequence[Dot]]) -> Figure:
+    """Measured (x) against predicted (y) milliseconds by phase, log-log, with the diagonal and lines at +-10 %."""
+    values = [value for dots in phases.values() for dot in dots for value in (dot.x, dot.y)]
+    low, high = min(values) / 1.6, max(values) * 1.6
+    lines = [
+        _line([(low, low * share), (high, high * share)], name, {"color": MUTED, "width": width, "dash": dash})
+        for share, name, width, dash in (
+            (1.0, "equal", 1.5, "solid"),
+            (1.1, "±10 %", 1, "dot"),
+            (1 / 1.1, "", 1, "dot"),
+        )
+    ]
+    lines[2]["showlegend"] = False
+    marks = [
+        _dots(dots, phase, {"color": PHASE_COLOURS[phase], "size": 9, "opacity": 0.85})
+        for phase, dots in phases.items()
+    ]
+    layout, ends = _layout(470), [math.log10(low), math.log10(high)]
+    layout["xaxis"] |= {"title": {"text": "measured, ms"}, "type": "log", "range": ends}
+    layout["yaxis"] |= {"title": {"text": "predicted, ms"}, "type": "log", "range": ends}
+    return {"data": [*lines, *marks], "layout": layout}
+
+
+def lines_figure(lines: Mapping[str, Points], titles: tuple[str, str], *, strong: frozenset[str], shape: str) -> Figure:
+    """Lines by name over one pair of axes; those in `strong` in colour. Names and titles are already escaped."""
+    colours = iter(list(PHASE_COLOURS.values()) * (len(strong) // len(PHASE_COLOURS) + 1))
+    marks = []
+    for name in sorted(lines, key=lambda name: name in strong):
+        look = {"color": next(colours), "width": 2} if name in strong else {"color": GREY, "width": 1}
+        mark = _line(list(lines[name]), name, look | {"shape": shape})
+        del mark["hoverinfo"]
+        marks.append(mark | {"hovertemplate": f"{name}<br>%{{x}}: %{{y:.3g}}<extra></extra>"})
+    layout = _layout(330)
+    layout["xaxis"] |= {"title": {"text": titles[0]}, "rangemode": "tozero"}
+    layout["yaxis"] |= {"title": {"text": titles[1]}, "rangemode": "tozero"}
+    layout["showlegend"] = 1 < len(lines) <= 12
+    return {"data": marks, "layout": layout}
+
+
+def bars_figure(shares: Mapping[str, float], colour: str) -> Figure:
+    """Horizontal bars of shares 0 to 1, the largest on top; names are already escaped."""
+    names = sorted(shares, key=lambda name: shares[name])
+    values = [shares[name] for name in names]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": values,
+        "y": names,
+        "marker": {"color": colour},
+        "text": [f"{value:.0%}" for value in values],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "hovertemplate": "%{y}: %{x:.1%}<extra></extra>",
+    }
+    layout = _layout(60 + 26 * len(names))
+    layout["xaxis"] |= {"tickformat": ".0%", "range": [0, max(values) * 1.15]}
+    layout["yaxis"] |= {"automargin": True, "showgrid": False}
+    return {"data": [bars], "layout": layout}
+
+
+def scatter_figure(dots: Sequence[Dot], titles: tuple[str, str]) -> Figure:
+    """Plain dots over one pair of axes; titles are already escaped."""
+    layout = _layout(380)
+    layout["xaxis"] |= {"title": {"text": titles[0]}}
+    layout["yaxis"] |= {"title": {"text": titles[1]}}
+    return {"data": [_dots(dots, "", {"color": ACCENT, "size": 10, "opacity": 0.85})], "layout": layout}
+
+
+def _dots(dots: Sequence[Dot], name: str, marker: dict[str, Any], yaxis: str = "y") -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [dot.x for dot in dots],
+        "y": [dot.y for dot in dots],
+        "yaxis": yaxis,
+        "text": [dot.text for dot in dots],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": marker,
+    }
+
+
+def _line(points: Points, name: str, line: dict[str, Any]) -> dict[str, Any]:
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": line, "hoverinfo": "skip"}
+
+
+def _axis() -> dict[str, Any]:
+    return {"gridcolor": GRID, "linecolor": GREY, "zeroline": False, "ticks": "outside", "tickcolor": GREY}
+
+
+def _scale(dots: Sequence[Dot]) -> dict[str, Any]:
+    values = [dot.x for dot in dots]
+    wide = min(values) > 0 and max(values) / min(values) > LOG_RANGE
+    return {"type": "log", "dtick": "D2"} if wide else {"rangemode": "tozero"}
+
+
+def _layout(height: int) -> dict[str, Any]:
+    return {
+        "height": height,
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 64, "r": 16, "t": 36, "b": 52},
+        "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "xanchor": "left"},
+        "hoverlabel": {"bgcolor": "#fff", "bordercolor": GREY, "font": {"family": FONT, "size": 12.5, "color": INK}},
+        "hovermode": "closest",
+        "xaxis": _axis(),
+        "yaxis": _axis(),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ the static SVG
+
+_WIDTH, _HEIGHT = 880, 500
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 28, 64, 60
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A member of the front in the static picture: x and y in the unit shown, and a label of plain text."""
+
+    x: float
+    y: float
+    label: str
+
+
+def front_svg(front: Sequence[Labelled], other: Points, title: str, x_title: str, y_title: str) -> str:
+    """The front (x: less is better, y: more is better) as SVG; texts are escaped here. A label without room is left out."""
+    xs = [dot.x for dot in front] + [x for x, _ in other]
+    ys = [dot.y for dot in front] + [y for _, y in other]
+    across = _Scale.of(xs, _LEFT, _WIDTH - _RIGHT, log=min(xs) > 0 and max(xs) / min(xs) > LOG_RANGE)
+    up = _Scale.of(ys, _HEIGHT - _BOTTOM, _TOP, log=False)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
+        f'height="{_HEIGHT}" role="img" font-family="{html.escape(FONT)}" font-size="13" fill="{INK}">',
+        f"<title>{html.escape(title)}</title>",
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" rx="10" fill="#fff"/>',
+        f'<text x="{_LEFT}" y="34" font-size="17" font-weight="600">{html.escape(title)}</text>',
+    ]
+    floor, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    for value in across.ticks():
+        x = across(value)
+        parts.append(f'<path d="M{x:.1f} {_TOP}V{floor}" stroke="{GRID}"/>')
+        parts.append(_text(x, floor + 20, f"{value:g}", "middle", MUTED))
+    for value in up.ticks():
+        y = up(value)
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="{GRID}"/>')
+        parts.append(_text(_LEFT - 10, y + 4, f"{value:g}", "end", MUTED))
+    parts.append(_text((_LEFT + right) / 2, _HEIGHT - 16, x_title, "middle", INK))
+    middle = (_TOP + floor) / 2
+    turned = f'transform="rotate(-90 22 {middle:.1f})"'
+    parts.append(f'<text x="22" y="{middle:.1f}" text-anchor="middle" {turned}>{html.escape(y_title)}</text>')
+    parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="4" fill="{GREY}"/>' for x, y in other]
+    steps = staircase([(dot.x, dot.y) for dot in front], (1, -1))
+    path = "".join(f"H{across(x):.1f}V{up(y):.1f}" for x, y in steps[1:])
+    start = f"M{across(steps[0][0]):.1f} {up(steps[0][1]):.1f}"
+    parts.append(f'<path d="{start}{path}H{right}" fill="none" stroke="{ACCENT}" stroke-width="2"/>')
+    taken = [_around(across(dot.x), up(dot.y), 7) for dot in front]
+    for dot in sorted(front, key=lambda dot: -dot.y):
+        x, y = across(dot.x), up(dot.y)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ACCENT}" stroke="#fff" stroke-width="1.5"/>')
+        placed = _place(x, y, dot.label, taken)
+        if placed is not None:
+            parts.append(placed)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+#: left, top, right, bottom in pixels.
+_Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """From values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    @classmethod
+    def of(cls, values: Sequence[float], start: float, end: float, *, log: bool) -> _Scale:
+        low, high = min(values), max(values)
+        if log:
+            return cls(math.log10(low) - 0.08, math.log10(high) + 0.12, start, end, True)
+        room = (high - low) * 0.12 or abs(high) * 0.1 or 1.0
+        return cls(low - room, high + room, start, end, False)
+
+    def __call__(self, value: float) -> float:
+        position = math.log10(value) if self.log else value
+        return self.start + (position - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            decades = range(math.floor(self.low), math.ceil(self.high) + 1)
+            nice = [mantissa * 10.0**decade for decade in decades for mantissa in (1, 2, 5)]
+            return [value for value in nice if self.low <= math.log10(value) <= self.high]
+        raw = (self.high - self.low) / 6
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(mantissa * power for mantissa in (1, 2, 5, 10) if mantissa * power >= raw)
+        first = math.ceil(self.low / step)
+        return [round(i * step, 12) for i in range(first, math.floor(self.high / step) + 1)]
+
+
+def _text(x: float, y: float, text: str, anchor: str, colour: str, size: float = 13) -> str:
+    look = f'text-anchor="{anchor}" fill="{colour}" font-size="{size:g}"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{html.escape(text)}</text>'
+
+
+def _around(x: float, y: float, radius: float) -> _Box:
+    return x - radius, y - radius, x + radius, y + radius
+
+
+def _place(x: float, y: float, label: str, taken: list[_Box]) -> str | None:
+    width, height = 6.1 * len(label), 14.0  # of letters of 12 px
+    for left, top, anchor in (
+        (x + 11, y + 3, "start"),
+        (x + 11, y + 15, "start"),
+        (x - 11 - width, y - height - 3, "end"),
+        (x + 11, y - height - 3, "start"),
+        (x - 11 - width, y + 3, "end"),
+    ):
+        box = (left, top, left + width, top + height)
+        inside = box[0] > _LEFT and box[2] < _WIDTH - 4 and box[1] > _TOP - 16 and box[3] < _HEIGHT - _BOTTOM
+        if inside and not any(
+            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken
+        ):
+            taken.append(box)
+            return _text(left if anchor == "start" else left + width, top + 11, label, anchor, INK, 12)
+    return None

@@ -1,0 +1,62 @@
+"""The data of an experiment, and the training of one candidate on it in a worker process."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nas.experiment import DataSpec, Experiment
+from nas.promotion import weights_path
+from nas.proxies.data import DataError, Splits, blind_baseline, llava_dataset
+from nas.proxies.digits import digit_scenes
+from search_spaces import VLMConfig
+
+
+@lru_cache(maxsize=2)
+def splits(spec: DataSpec, seed: int) -> Splits:
+    """Train, validation and test images with their questions; read once a process."""
+    if spec.source == "digit_scenes":
+        return digit_scenes(seed)
+    if spec.json_file is None or spec.image_folder is None:
+        raise DataError("data: the source llava needs json_file and image_folder")
+    return llava_dataset(Path(spec.json_file), Path(spec.image_folder), seed)
+
+
+def vocabulary_size(experiment: Experiment) -> int:
+    """Words of the experiment's data, special tokens included."""
+    return len(splits(experiment.data, experiment.seed).vocabulary())
+
+
+def train(experiment: Experiment, folder: Path, config: VLMConfig) -> dict[str, Any]:
+    """Train a config, keep its weights, and return validation accuracy (for the search) and test accuracy (only told).
+
+    The weights are in place before the result is returned, so that a result in the archive always has its weights.
+    """
+    import torch
+
+    from nas.proxies.trained import TrainingRecipe, evaluate, save_weights, train_candidate
+
+    torch.set_num_threads(1)
+    data = splits(experiment.data, experiment.seed)
+    steps = experiment.proxy.steps
+    recipe = TrainingRecipe() if steps is None else TrainingRecipe(steps=steps)
+    trained = train_candidate(config, data, recipe, seed=experiment.seed)
+    result = trained.result
+    test_accuracy, _ = evaluate(trained.network, data.test, trained.vocabulary)
+    path = weights_path(folder, config.id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    save_weights(trained, unfinished)
+    unfinished.replace(path)
+    return {
+        "accuracy": result.accuracy,
+        "test_accuracy": test_accuracy,
+        "by_question_type": dict(result.by_question_type),
+        "blind_baseline": blind_baseline(data.train, data.validation).by_kind,
+        "loss_curve": [list(point) for point in result.loss_curve],
+        "seconds": result.seconds,
+        "steps": result.steps,
+        "diverged": result.diverged,
+    }

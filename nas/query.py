@@ -1,0 +1,136 @@
+"""Questions to a stored archive: the front, the best for a device under caps, one evaluation by id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cost_models.cost import RequestCost
+from cost_models.models import cost_model
+from hardware_profiles import Profile
+from nas.archive import Archive, Evaluation
+from nas.candidate import Pricer
+from nas.errors import NasError
+from nas.objectives import CAPS, OBJECTIVES, Accuracy, violations
+from nas.search import front_of
+from search_spaces import unknown
+
+
+def on_device(archive: Archive, evaluations: Sequence[Evaluation], profile: Profile) -> list[Evaluation]:
+    """The evaluations priced anew for a device; those of the experiment's own device as they were stored."""
+    if profile.name == archive.experiment.device:
+        return list(evaluations)
+    experiment = archive.experiment
+    pricer = Pricer(cost_model("auto", profile), experiment.workload.workload())
+    costs = pricer.prices([evaluation.config(experiment) for evaluation in evaluations])
+    return [
+        Evaluation(e.id, e.point, cost, e.accuracy, e.refused, e.detail)
+        for e, cost in zip(evaluations, costs, strict=True)
+    ]
+
+
+def front(archive: Archive, profile: Profile | None = None) -> list[Evaluation]:
+    """The front of the dearest fidelity at hand; an empty one raises NasError."""
+    known = archive.best_known()
+    if profile is not None:
+        known = on_device(archive, known, profile)
+    found = front_of(known, archive.experiment.objectives)
+    if not found:
+        raise NasError(
+            f"the front of {archive.experiment.name!r} is empty: no candidate was evaluated yet; run `nas search` on it"
+        )
+    return found
+
+
+def best(archive: Archive, profile: Profile, caps: Mapping[str, float]) -> Evaluation:
+    """The most accurate evaluation that meets the caps, the quicker of equals; none raises NasError with what would."""
+    known = on_device(archive, archive.best_known(), profile)
+    if not known:
+        front(archive)
+    fit = [e for e in known if not violations(caps, e.cost, e.accuracy)]
+    if not fit:
+        raise NasError(f"no evaluated model on {profile.name} meets {_told(caps)}; {_nearest(known, caps)}")
+    return max(fit, key=lambda e: (_accuracy(e).value, -e.cost.latency_s))
+
+
+def find(archive: Archive, config_id: str) -> Evaluation:
+    """The evaluation with that id, or that it begins with, from the dearest fidelity that has it."""
+    for fidelity in ("dear", "cheap"):
+        known = {evaluation.id: evaluation for evaluation in archive.evaluations(fidelity)}
+        if config_id in known:
+            return known[config_id]
+        starts = [evaluation for key, evaluation in known.items() if config_id and key.startswith(config_id)]
+        if len(starts) == 1:
+            return starts[0]
+        if len(starts) > 1:
+            raise NasError(f"{config_id!r} is the beginning of {len(starts)} ids: give more of it")
+    raise unknown("id", config_id, [evaluation.id for evaluation in front(archive)])
+
+
+def describe(evaluation: Evaluation, archive: Archive) -> str:
+    """The model in words: encoder, projector, decoder."""
+    config = evaluation.config(archive.experiment)
+    vision, language = config.vision, config.language
+    encoder = "ViT" if vision.family == "vit" else vision.family
+    return (
+        f"{encoder} {vision.depth}x{vision.width} at {vision.image_px} px, {config.projector.kind} to "
+        f"{config.image_tokens} tokens, decoder {language.depth}x{language.width}"
+    )
+
+
+def as_json(evaluation: Evaluation, archive: Archive, profile: Profile) -> dict[str, Any]:
+    """One evaluation for machines: SI units, each objective with its basis, phases apart, what was measured."""
+    cost, accuracy = evaluation.cost, evaluation.accuracy
+    numbers = {
+        name: {"value": o.value(cost, accuracy), "basis": o.basis(cost, accuracy, profile).value}
+        for name, o in OBJECTIVES.items()
+        if o.of is not None or accuracy is not None
+    }
+    return {
+        "id": evaluation.id,
+        "description": describe(evaluation, archive),
+        "device": profile.name,
+        "objectives": numbers,
+        "proxy": accuracy.proxy if accuracy else None,
+        "test_accuracy": evaluation.detail.get("test_accuracy"),
+        "phases_s": phases_s(cost),
+        "memory_bytes": {
+            "weights": cost.memory.weight_bytes,
+            "kv_cache": cost.memory.kv_cache_bytes,
+            "activations": cost.memory.activation_bytes,
+        },
+        "timed_share": cost.total.timed_share,
+        "measured": archive.measured(evaluation.id) if profile.name == archive.experiment.device else None,
+        "config": evaluation.config(archive.experiment).to_dict(),
+    }
+
+
+def phases_s(cost: RequestCost) -> dict[str, float]:
+    """Seconds by phase; decode is one token."""
+    return {
+        "vision": cost.vision.latency_s,
+        "projector": cost.projector.latency_s,
+        "prefill": cost.prefill.latency_s,
+        "decode": cost.decode.latency_s,
+    }
+
+
+def _accuracy(evaluation: Evaluation) -> Accuracy:
+    if evaluation.accuracy is None:
+        raise NasError(f"{evaluation.id} has no accuracy")
+    return evaluation.accuracy
+
+
+def _told(caps: Mapping[str, float]) -> str:
+    return " and ".join(f"{name} = {limit:g}" for name, limit in caps.items())
+
+
+def _nearest(known: Sequence[Evaluation], caps: Mapping[str, float]) -> str:
+    """For each cap on its own, the best value that any evaluated model reaches."""
+    reached = []
+    for cap in caps:
+        bounded = OBJECTIVES[CAPS[cap]]
+        pick = min if bounded.sign > 0 else max
+        value = pick(bounded.value(e.cost, e.accuracy) for e in known) * bounded.scale
+        reached.append(f"{cap} {value:.3g}")
+    return f"the nearest reachable, each on its own: {', '.join(reached)}"

@@ -1,0 +1,209 @@
+"""What the command line shows: tables, progress, JSON. Milliseconds and megabytes appear only here and in the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hardware_profiles import Profile
+    from nas.archive import Archive, Evaluation
+    from nas.search import Progress
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar per stage on standard error with the time left; where that is no terminal, a line per tenth."""
+    if not err.is_terminal:
+        yield _line_progress()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=err) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: float, total: float, note: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, note=note)
+            bars.update(tasks[stage], completed=done, total=total, note=note)
+
+        yield show
+
+
+def _line_progress() -> Progress:
+    told: dict[str, int] = {}
+
+    def show(stage: str, done: float, total: float, note: str = "") -> None:
+        tenth = int(10 * done / total) if total else 10
+        if told.get(stage, -1) < tenth:
+            told[stage] = tenth
+            err.print(f"{stage}: {done:g} of {total:g} {note}", markup=False)
+
+    return show
+
+
+def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profile, title: str) -> Table:
+    """One row a member: accuracy, costs, and measured beside predicted where it was measured."""
+    from nas.objectives import OBJECTIVES
+    from nas.query import describe
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in ("id", "model"):
+        table.add_column(heading, no_wrap=heading == "id")
+    for heading in (
+        "accuracy",
+        "latency",
+        "first token",
+        "per token",
+        "memory",
+        "energy",
+        "params",
+        "measured",
+        "error",
+    ):
+        table.add_column(heading, justify="right")
+    names = ("accuracy", "latency", "time_to_first_token", "decode_s_per_token", "peak_memory", "energy", "parameters")
+    for member in members:
+        measured = archive.measured(member.id) if profile.name == archive.experiment.device else None
+        shown = [_shown(OBJECTIVES[name], member) for name in names]
+        if measured:
+            seconds, predicted = measured["latency_measured_s"], measured["latency_predicted_s"]
+            shown += [f"{seconds * 1e3:.3g} ms", f"{(predicted / seconds - 1) * 100:+.0f} %"]
+        else:
+            shown += ["-", "-"]
+        table.add_row(member.id, describe(member, archive), *shown)
+    return table
+
+
+def _shown(objective: Any, member: Evaluation) -> str:
+    value: float = objective.value(member.cost, member.accuracy)
+    shown: str = objective.show(value)
+    return shown
+
+
+def basis_line(members: Sequence[Evaluation], archive: Archive, profile: Profile) -> str:
+    """How the numbers of a table were obtained."""
+    from nas.objectives import OBJECTIVES
+
+    first = members[0]
+    told = [
+        f"{name} {OBJECTIVES[name].basis(first.cost, first.accuracy, profile).value}"
+        for name in ("accuracy", "latency", "peak_memory", "energy")
+    ]
+    proxy = first.accuracy.proxy if first.accuracy else "none"
+    share = f"{100 * first.cost.total.timed_share:.0f} % of its latency from kernels timed on {profile.name}"
+    return f"basis: {', '.join(told)} (accuracy by the proxy {proxy}; of the first row {share})"
+
+
+def prediction_table(predicted: dict[str, Any]) -> Table:
+    """Kernels by phase, dearest first."""
+    table = Table(title=f"{predicted['id']} on {predicted['device']}", title_justify="left", box=None, pad_edge=False)
+    for heading in ("phase", "kernel"):
+        table.add_column(heading)
+    for heading in ("count", "one run", "in all", "share"):
+        table.add_column(heading, justify="right")
+    table.add_column("basis")
+    for name, phase in predicted["phases"].items():
+        table.add_row(name, "", "", "", f"{phase['latency_s'] * 1e3:.3f} ms", "100 %", "", style="bold")
+        for row in phase["kernels"]:
+            share = row["total_s"] / phase["latency_s"]
+            one, whole = f"{row['seconds'] * 1e6:.1f} us", f"{row['total_s'] * 1e3:.3f} ms"
+            table.add_row("", row["kernel"], str(row["count"]), one, whole, f"{share:.0%}", row["basis"])
+    return table
+
+
+def prediction_totals(predicted: dict[str, Any]) -> str:
+    """One line an objective, with its basis."""
+    from nas.objectives import OBJECTIVES
+
+    lines = [
+        f"{name:20} {OBJECTIVES[name].show(number['value']):>12}  {number['basis']}"
+        for name, number in predicted["objectives"].items()
+    ]
+    if not predicted["fits_in_memory"]:
+        lines.append(f"does not fit into the memory of {predicted['device']}")
+    return "\n".join(lines)
+
+
+def devices_table(profiles: Sequence[Profile]) -> Table:
+    """One row a device: peak, bandwidth, memory, and how its kernels are priced."""
+    from cost_models.learned import LearnedModel
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "device", "computes on"):
+        table.add_column(heading)
+    for heading in ("fp32 GFLOP/s", "bandwidth", "memory"):
+        table.add_column(heading, justify="right")
+    table.add_column("latency by")
+    for profile in profiles:
+        peak, bandwidth = profile.peak_ops_per_s.fp32, profile.bandwidth_bytes_per_s
+        learned = LearnedModel.is_fitted(profile)
+        table.add_row(
+            profile.name,
+            profile.title,
+            f"{profile.runs_on}, {profile.threads.value} thread(s)",
+            f"{peak.value / 1e9:.1f} ({peak.basis.value})",
+            f"{bandwidth.value / 1e9:.1f} GB/s ({bandwidth.basis.value})",
+            f"{profile.memory_bytes.value / 1e9:.1f} GB",
+            LearnedModel.of(profile).told() if learned else "roofline",
+        )
+    return table
+
+
+def facts_table(profile: Profile) -> Table:
+    """Every fact of a device: value, basis, source."""
+    table = Table(title=f"{profile.name}: {profile.title}", title_justify="left", box=None, pad_edge=False)
+    for heading in ("fact", "value", "basis", "source"):
+        table.add_column(heading, overflow="fold")
+    for key, fact in _facts(profile.model_dump(mode="json"), ""):
+        table.add_row(key, f"{fact['value']:,}", fact["basis"], fact["source"])
+    return table
+
+
+def _facts(data: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(data, dict) and set(data) == {"value", "basis", "source"}:
+        yield prefix, data
+    elif isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _facts(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def measured_table(record: dict[str, Any]) -> Table:
+    """Predicted beside measured, by phase."""
+    table = Table(title=f"{record['id']} on {record['device']}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("phase")
+    for heading in ("predicted", "measured", "error"):
+        table.add_column(heading, justify="right")
+    rows = [(name, record["predicted_s"][name], seconds) for name, seconds in record["measured_s"].items()]
+    rows.append(("request", record["latency_predicted_s"], record["latency_measured_s"]))
+    for name, predicted, measured in rows:
+        error = f"{(predicted / measured - 1) * 100:+.1f} %"
+        table.add_row(name, f"{predicted * 1e3:.3f} ms", f"{measured * 1e3:.3f} ms", error)
+    table.caption = (
+        f"largest error against torch: ONNX {record['onnx_max_error']:.1e}, TVM {record['tvm_max_error']:.1e}"
+    )
+    return table

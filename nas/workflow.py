@@ -1,0 +1,92 @@
+"""A whole search: price, search, promote, measure, report; each step continues where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cost_models.models import CostModel, cost_model
+from hardware_profiles import Profile, load
+from nas.archive import Archive, Evaluation
+from nas.candidate import Pricer
+from nas.experiment import Experiment
+from nas.search import Progress, check_caps, front_of, search
+from search_spaces import SPACES, VLMConfig
+
+#: Kernels timed on this machine before the first search; about three a second.
+TIMED_KERNELS = 320
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search ended with; `seconds` by step."""
+
+    front: list[Evaluation]
+    measured: list[dict[str, Any]]
+    report: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, progress: Progress) -> Outcome:
+    """Run an experiment, or what is left of it, into the storage at `url` and the files in `folder`."""
+    from nas.measure import measure
+    from nas.promotion import promote
+    from nas.proxies import evaluation
+    from nas.report import write_report
+
+    seconds: dict[str, float] = {}
+
+    def timed(step: str, call: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        result = call()
+        seconds[step] = time.monotonic() - started
+        return result
+
+    archive = Archive.create(url, experiment)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        profile = device(experiment.device)
+        model = timed("kernels", lambda: ready_model(experiment, profile, progress))
+        pricer = Pricer(model, experiment.workload.workload())
+        check_caps(experiment, pricer, experiment.seed)
+        adapt = timed(
+            "data", lambda: partial(VLMConfig.with_vocabulary, vocabulary=evaluation.vocabulary_size(experiment))
+        )
+        timed("search", lambda: search(archive, pricer, trials, seed, adapt, progress))
+        spec, train = experiment.proxy, partial(evaluation.train, experiment, folder)
+        timed("train", lambda: promote(archive, spec.seconds, spec.promote, train, progress))
+        front = front_of(archive.best_known(), experiment.objectives)
+        measured: list[dict[str, Any]] = []
+        if profile.name == "host" and experiment.measure:
+            members = front[: experiment.measure]
+            measured = timed("measure", lambda: measure(archive, profile, members, folder, progress))
+        report = timed("report", lambda: write_report(archive, profile, folder / "report.html"))
+        return Outcome(front, measured, report, seconds)
+    finally:
+        archive.close()
+
+
+def device(name: str) -> Profile:
+    """The profile of a device; `host` with LLVM's own name of this processor, asked once."""
+    if name != "host":
+        return load(name)
+    known = load("host")
+    if (known.folder / "kernels.csv").is_file():
+        return known
+    from cost_models.tvm.machine import host_cpu
+
+    return load("host", llvm_cpu=host_cpu())
+
+
+def ready_model(experiment: Experiment, profile: Profile, progress: Progress) -> CostModel:
+    """The experiment's cost model; on `host` its kernels are timed first where they were not yet."""
+    if profile.name == "host" and experiment.cost_model != "roofline":
+        from nas.kernel_table import complete_table
+
+        space, workload = SPACES[experiment.space], experiment.workload.workload()
+        complete_table(profile, space, workload, TIMED_KERNELS, 0, progress)
+    return cost_model(experiment.cost_model, profile)

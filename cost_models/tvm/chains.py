@@ -18,11 +18,12 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from cost_models.tvm import products, rows
-from cost_models.tvm.compile import Array, build, fuse
 from cost_models.tvm.machine import Machine, machine_of, tvm_target
+from cost_models.tvm.passes import build, fuse
 from cost_models.tvm.schedules import schedule_function
 from search_spaces.kernels import Kernel, KernelKind, Precision
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, ...]
 
 
@@ -187,7 +188,9 @@ def _elementwise(kernel: Kernel, scope: _Scope) -> Expr:
     batch, m, n = kernel.batch, kernel.m, kernel.n
     heads = (0, 2, 1, 3)
     if kernel.op == "rope":
-        x = relax.op.permute_dims(scope.operand("x", (1, m, batch, n)), heads)
+        only_reshaped = min(m, batch) == 1
+        x = scope.operand("x", (1, batch, m, n) if only_reshaped else (1, m, batch, n))
+        x = x if only_reshaped else relax.op.permute_dims(x, heads)
         return _rope(x, scope.operand("cosines", (m, n)), scope.operand("sines", (m, n)), n)
     if kernel.op == "transpose":
         if batch > 1:
@@ -268,15 +271,14 @@ def _fused(kernel: Kernel, target: Target) -> tuple[PrimFunc, tuple[Operand, ...
             output = builder.emit_output(out)
         builder.emit_func_output(output, scope.variables)
     module = fuse(builder.get(), target)
-    functions = {v.name_hint: function for v, function in module.functions_items() if isinstance(function, PrimFunc)}
     bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
     calls = [binding.value for binding in bindings if isinstance(binding.value, relax.Call)]
-    if len(calls) != 1 or len(functions) != 1:
-        raise ValueError(f"a kernel must fuse into one function, but {kernel} gives {sorted(functions) or 'a reshape'}")
+    names = [call.args[0].name_hint for call in calls if isinstance(call.args[0], GlobalVar)]
+    if len(calls) != 1 or len(names) != 1:
+        raise ValueError(f"a kernel must fuse into one function, but {kernel} gives {', '.join(names) or 'a reshape'}")
     by_name = {operand.name: operand for operand in scope.operands}
-    operands = tuple(by_name[argument.name_hint] for argument in calls[0].args[1])
-    (function,) = functions.values()
-    return schedule_function(function, machine_of(target)), operands, shape
+    operands = tuple(by_name[argument.name] for argument in calls[0].args[1])
+    return schedule_function(module[names[0]], machine_of(target)), operands, shape
 
 
 def chain_module(kernels: Sequence[tuple[Kernel, int]], target: Mapping[str, object]) -> tuple[IRModule, list[Chain]]:

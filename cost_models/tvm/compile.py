@@ -1,8 +1,7 @@
-"""Compiles whole programs, and single kernels called in a row, through the same passes and schedules."""
+"""Compiles whole programs, from torch or ONNX, to something that can be called, timed and exported."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from tvm import relax
 from tvm.ir import IRModule
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax.frontend.torch import from_exported_program
-from tvm.target import Target
 
-from cost_models.tvm.graph import use_kernels
-from cost_models.tvm.machine import machine_of, tvm_target
+from cost_models.tvm.machine import tvm_target
+from cost_models.tvm.passes import build, fuse, least_time_s
 from cost_models.tvm.schedules import schedule
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -55,17 +53,6 @@ class CompiledProgram:
         return relax.VirtualMachine(self.executable, tvm.cpu())
 
 
-def least_time_s(call: Any, *, runs: int, warmup: int) -> float:
-    """Least wall time in seconds of `runs` calls behind `warmup` uncounted ones."""
-    least = float("inf")
-    for index in range(warmup + runs):
-        start = time.perf_counter()
-        call()
-        if index >= warmup:
-            least = min(least, time.perf_counter() - start)
-    return least
-
-
 def compile_program(
     exported_program: torch.export.ExportedProgram, target: Mapping[str, object]
 ) -> CompiledProgram:
@@ -85,45 +72,6 @@ def compile_module(module: IRModule, target: Mapping[str, object]) -> CompiledPr
     fused = fuse(module, described)
     counts = _calls(fused)
     return CompiledProgram(build(schedule(fused, described), described), counts)
-
-
-def fuse(module: IRModule, target: Target) -> IRModule:
-    """Turn a Relax module into calls of fused, not yet scheduled tensor functions."""
-    module = relax.transform.CanonicalizeBindings()(module)
-    module = use_kernels(module, machine_of(target))
-    passes = tvm.transform.Sequential(
-        [
-            relax.transform.LegalizeOps(),
-            relax.transform.AnnotateTIROpPattern(),
-            relax.transform.FoldConstant(),
-            relax.transform.DeadCodeElimination(),
-            relax.transform.RewriteDataflowReshape(),
-            relax.transform.FuseOps(),
-            relax.transform.FuseTIR(),
-            relax.transform.DeadCodeElimination(),
-        ]
-    )
-    with target:
-        return passes(module)
-
-
-def build(module: IRModule, target: Target) -> Any:
-    """Lower a module of scheduled functions to an executable of Relax's virtual machine."""
-    lowering = tvm.transform.Sequential(
-        [
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
-        ]
-    )
-    return tvm.compile(module, target, relax_pipeline=lowering)
 
 
 def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -62,7 +62,7 @@ def _annotations(rows: int, vectors: int, width: int) -> dict[str, int]:
 
 def _function(arguments: list[te.Tensor]) -> PrimFunc:
     function = te.create_prim_func(arguments, index_dtype_override="int64")
-    return function.with_attr("op_pattern", OUT_ELEMENTWISE_FUSABLE)
+    return function.without_attr("global_symbol").with_attr("op_pattern", OUT_ELEMENTWISE_FUSABLE)
 
 
 @lru_cache(maxsize=4096)

@@ -45,7 +45,8 @@ def _lanes(lead: Lead, chunks: int, lanes: int, value: Value, reduce: Reduce, na
 
 
 def _rowwise(arguments: list[te.Tensor]) -> PrimFunc:
-    return te.create_prim_func(arguments, index_dtype_override="int64").with_attr("op_pattern", OPAQUE)
+    function = te.create_prim_func(arguments, index_dtype_override="int64")
+    return function.without_attr("global_symbol").with_attr("op_pattern", OPAQUE)
 
 
 @lru_cache(maxsize=4096)

@@ -64,20 +64,20 @@ def _vectorize_last(sch: Schedule, block: SBlockRV, width: int, outer: int = 0) 
         sch.vectorize(inner)
 
 
-def _inline_epilogue(sch: Schedule, first: SBlockRV) -> SBlockRV:
-    """Inline every spatial block behind `first` into the last one, which is returned."""
-    blocks = _blocks(sch)
-    position = next(i for i, block in enumerate(blocks) if sch.get(block).name_hint == sch.get(first).name_hint)
-    for block in blocks[position + 1 : -1]:
-        sch.compute_inline(block)
-    return blocks[-1]
+def _inline_others(sch: Schedule, *kept: str) -> SBlockRV:
+    """Inline every block into the last one, which is returned, but for those whose names start with one of `kept`."""
+    *blocks, last = _blocks(sch)
+    for block in blocks:
+        if not sch.get(block).name_hint.startswith(kept):
+            sch.compute_inline(block)
+    return last
 
 
 def _schedule_product(sch: Schedule) -> None:
     product = sch.get_sblock("product")
     annotations = sch.get(product).annotations
     rows, vectors, width = (int(annotations[key]) for key in ("tile_rows", "tile_vectors", "vector"))
-    out = _inline_epilogue(sch, product)
+    out = _inline_others(sch, "product", "pack", "border")
     loops = sch.get_loops(product)
     reduction = [loop for loop, kind in zip(loops, _kinds(sch, product), strict=True) if kind == "reduce"]
     *outer, i, j = loops[: len(loops) - len(reduction)]
@@ -130,9 +130,7 @@ def _shape(sch: Schedule, block: SBlockRV) -> list[int]:
 def _schedule_dot(sch: Schedule, machine: Machine) -> None:
     dot = sch.get_sblock("dot")
     stages = [block for block in _blocks(sch) if sch.get(block).name_hint.startswith("halve")]
-    for block in _blocks(sch)[len(stages) + 1 : -1]:
-        sch.compute_inline(block)
-    out = _blocks(sch)[-1]
+    out = _inline_others(sch, "dot", "halve")
     depth = len(sch.get_loops(out))
     column = sch.get_loops(out)[-1]
     for block in (*reversed(stages), dot):
@@ -185,5 +183,7 @@ def _schedule_elementwise(sch: Schedule, machine: Machine) -> None:
 
     tvm_ffi.structural_walk(sch.get(out).body, ((tirx.LT, tirx.LE, tirx.GT, tirx.GE), visit), order="post")
     _vectorize_last(sch, out, math.gcd(machine.lanes, *turns))
+    if any(turns) and (loops := sch.get_loops(out)[:-1]) and 1 < (steps := _extent(sch, loops[-1])) <= 16:
+        sch.loop_partition(loops[-1], [1] * (steps - 1))  # each part stands on one side of every condition
 
 

@@ -17,17 +17,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import tvm
 from tvm import relax
 
-from cost_models.tvm.chains import Chain, chain_module
-from cost_models.tvm.compile import Array, CompiledProgram, build, least_time_s
+from cost_models.tvm.chains import Array, Chain, chain_module
 from cost_models.tvm.machine import tvm_target
+from cost_models.tvm.passes import build, least_time_s
 from search_spaces.kernels import Kernel
+
+if TYPE_CHECKING:
+    import torch
+
+    from cost_models.tvm.compile import CompiledProgram
 
 #: Largest difference between two measurements that agree, as a share of the smaller.
 AGREEMENT = 0.05

@@ -91,6 +91,8 @@ class Dataset:
     def __post_init__(self) -> None:
         if not self.questions:
             raise DataError(f"{self.name}: a dataset needs at least one image")
+        if not all(self.questions):
+            raise DataError(f"{self.name}: image {self.questions.index(())} has no question")
         if self.regions is not None and len(self.regions.labels) != len(self.questions):
             raise DataError(f"{self.name}: region labels of {len(self.regions.labels)} images, not {len(self)}")
 
@@ -256,7 +258,7 @@ def _open_image(path: Path) -> Image:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns of decompression bombs and of damaged metadata
+            warnings.simplefilter("ignore")  # of odd metadata; the pixels are judged by decoding them
             with Image.open(path) as opened:
                 if opened.width * opened.height > MOST_PIXELS:
                     raise DataError(f"{path}: {opened.width} x {opened.height} pixels, at most {MOST_PIXELS} are read")

@@ -1,8 +1,8 @@
 """Scenes of real handwritten digits: a visual question answering set that needs no download.
 
 One to four coloured digits of scikit-learn's 1,797 stand in the cells of a grid; questions ask for identity, colour,
-count, relation and comparison, one word an answer. Each scene also carries region labels (what stands in a
-cell): dense supervision, without which a small network needs thousands of steps before it looks at the image at all.
+count, relation and comparison, one word an answer. Each scene also carries region labels (what stands in a cell):
+dense supervision, without which a small network needs thousands of steps before it looks at the image at all.
 Everything follows from a seed.
 """
 
@@ -87,7 +87,7 @@ def digit_split(seed: int) -> Mapping[str, Indices]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScenePixels:
-    """Renders scenes when asked: about 20 microseconds a scene at 48 px, so nothing is kept."""
+    """Renders scenes when asked: about 0.1 ms a scene at 48 px, so nothing is kept."""
 
     scenes: tuple[Scene, ...]
     _digits: Floats = field(init=False, repr=False)  # (N, most, 8, 8), colour apart

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary, blind_baseline
-from search_spaces.blocks import LanguageDecoder, rotary
+from search_spaces.blocks import rotary
 from search_spaces.config import VLMConfig
 from search_spaces.network import VisionLanguageModel
 
@@ -126,7 +126,7 @@ def train_candidate(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = config.with_vocabulary(len(vocabulary)).build()
-        nn.init.normal_(cast(LanguageDecoder, network.language).embedding.weight, std=_EMBEDDING_STD)
+        nn.init.normal_(network.language.embedding.weight, std=_EMBEDDING_STD)
         supervision = _RegionSupervision(network, data.train, vocabulary) if data.train.regions is not None else None
     rng = np.random.default_rng(seed)
     modules = [network] if supervision is None else [network, supervision]
@@ -169,18 +169,19 @@ def evaluate(network: VisionLanguageModel, judged: Dataset, vocabulary: Vocabula
     one pass over the true answers decides that.
     """
     network.eval()
+    # Rows of a few questions each, so that an image with hundreds of them makes no sequence of thousands.
+    rows = [(i, asked[k : k + 8]) for i, asked in enumerate(judged.questions) for k in range(0, len(asked), 8)]
     hits: dict[str, list[bool]] = {}
     with torch.no_grad():
-        for start in range(0, len(judged), 64):
-            indices = range(start, min(start + 64, len(judged)))
-            asked = [judged.questions[i] for i in indices]
-            image_tokens = network.project(network.encode(to_pixels(judged, indices, network.config.vision.image_px)))
-            packed = pack([[turn(q, vocabulary, end=True) for q in questions] for questions in asked], vocabulary)
-            likeliest = text_logits(network, image_tokens, packed).argmax(-1)  # (B, L)
-            wrong = (likeliest != packed.targets) & (packed.targets != _IGNORED)
-            for row, questions in enumerate(asked):
+        for start in range(0, len(rows), 64):
+            batch = rows[start : start + 64]
+            images = to_pixels(judged, (i for i, _ in batch), network.config.vision.image_px)
+            packed = pack([[turn(q, vocabulary, end=True) for q in asked] for _, asked in batch], vocabulary)
+            logits = text_logits(network, network.project(network.encode(images)), packed)  # (B, L, V)
+            wrong = (logits.argmax(-1) != packed.targets) & (packed.targets != _IGNORED)
+            for row, (_, asked) in enumerate(batch):
                 missed = set(packed.turns[row][wrong[row]].tolist())
-                for number, question in enumerate(questions):
+                for number, question in enumerate(asked):
                     hits.setdefault(question.kind, []).append(number not in missed)
     total = [hit for found in hits.values() for hit in found]
     by_kind = {kind: sum(found) / len(found) for kind, found in sorted(hits.items())}
@@ -192,6 +193,8 @@ def evaluate(network: VisionLanguageModel, judged: Dataset, vocabulary: Vocabula
 
 @dataclass(frozen=True, slots=True)
 class Turn:
+    """One question with its answer: the tokens to read and, for each, the token to predict after it (or ignored)."""
+
     ids: tuple[int, ...]
     targets: tuple[int, ...]
 
@@ -212,6 +215,7 @@ class Packed:
 
 
 def turn(question: Question, vocabulary: Vocabulary, *, end: bool) -> Turn:
+    """The turn of a question asked alone: `<bos>`, its words, the words of the answer and, if asked for, `<end>`."""
     asked = (vocabulary.id(BOS), *vocabulary.encode(question.text))
     answer = vocabulary.encode(question.answer) + ((vocabulary.id(END),) if end else ())
     return Turn((asked + answer)[:-1], (_IGNORED,) * (len(asked) - 1) + answer)
@@ -241,7 +245,7 @@ def pack(rows: Sequence[Sequence[Turn]], vocabulary: Vocabulary) -> Packed:
 
 def text_logits(network: VisionLanguageModel, image_tokens: Tensor, packed: Packed) -> Tensor:
     """Logits (B, L, V) of image tokens (B, T, D) and packed turns: each turn sees the image and itself only."""
-    decoder, language = cast(LanguageDecoder, network.language), network.config.language
+    decoder, language = network.language, network.config.language
     images = image_tokens.shape[1]
     slots = torch.cat([torch.full((images,), -1), packed.slots])  # (T + L,)
     rows = torch.arange(len(slots))
@@ -258,6 +262,7 @@ def text_logits(network: VisionLanguageModel, image_tokens: Tensor, packed: Pack
 
 
 def to_pixels(data: Dataset, indices: Iterable[int], image_px: int) -> Tensor:
+    """Images as the networks take them: (B, 3, image_px, image_px)."""
     pixels: Bytes = data.images(np.fromiter(indices, np.int64), image_px)
     return torch.from_numpy(pixels).float().div_(255.0).sub_(IMAGE_MEAN).div_(IMAGE_STD)
 
@@ -328,7 +333,7 @@ class _RegionSupervision(nn.Module):
         """Cross-entropy of each cell's words against the pooled image tokens read as decoder output."""
         if self.image_cells is None:
             return torch.zeros(())
-        read = cast(LanguageDecoder, network.language).logits(self.image_cells @ image_tokens)
+        read = network.language.logits(self.image_cells @ image_tokens)
         scores = F.log_softmax(read, -1)  # (B, cells, V)
         return -scores.gather(2, self.words[indices]).mean()
 
@@ -422,7 +427,7 @@ def load_weights(path: Path) -> tuple[VisionLanguageModel, Vocabulary]:
     try:
         with safe_open(path, "pt") as opened:
             about = opened.metadata() or {}
-            weights = {name: opened.getto_pixels(name) for name in opened.keys()}  # noqa: SIM118
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: no safetensors file: {error}") from error
     if about.get("format") != _WEIGHTS_FORMAT:

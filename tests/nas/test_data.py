@@ -206,7 +206,9 @@ def test_a_dataset_is_consistent() -> None:
         Dataset("empty", pixels, ())
     regions = Regions(("here",), (("none", "some"),), np.zeros((3, 1, 1), np.int64))
     with pytest.raises(DataError, match="region labels of 3 images, not 1"):
-        Dataset("short", pixels, ((),), regions)
+        Dataset("short", pixels, ((Question("a", "b", "c"),),), regions)
+    with pytest.raises(DataError, match="image 1 has no question"):
+        Dataset("silent", pixels, ((Question("a", "b", "c"),), ()))
 
 
 # --------------------------------------------------------------------------------------------------------- vocabulary

@@ -65,6 +65,7 @@ class Experiment(_Strict):
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     proxy: ProxySpec = ProxySpec()
     data: DataSpec = DataSpec()
+    timed_kernels: Annotated[int, Field(ge=50, strict=True)] = 320
     measure: Annotated[int, Field(ge=0, le=32, strict=True)] = 8
 
     @field_validator("space")
@@ -96,7 +97,7 @@ class Experiment(_Strict):
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when a stored experiment is continued; budgets may grow."""
-        free = {"trials", "seed", "measure", "caps", "sampler"}
+        free = {"trials", "seed", "measure", "timed_kernels", "caps", "sampler"}
         data = self.model_dump(mode="json", exclude=free)
         data["proxy"] = {"cheap": self.proxy.cheap, "dear": self.proxy.dear, "steps": self.proxy.steps}
         return data

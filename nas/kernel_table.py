@@ -48,16 +48,18 @@ def drawn_kernels(space: SearchSpace, workload: Workload, count: int, profile: P
 def complete_table(
     profile: Profile, space: SearchSpace, workload: Workload, count: int, seed: int, progress: Progress
 ) -> int:
-    """Time what the device's table lacks of the drawn kernels, and refit its predictor; returns how many were timed.
+    """Time drawn kernels until the device's table has `count`, and refit its predictor; returns how many were timed.
 
-    Each kernel is in the table as soon as it is timed, so a killed run continues.
+    A table that is full serves other workloads and spaces too: its predictor prices what they draw. Each kernel is in the table as soon as it is timed, so a killed run continues.
     """
     from cost_models import table
     from cost_models.learned import LearnedModel
     from cost_models.tvm.timing import time_kernels
 
     known = table.read(profile.kernels_csv)
-    missing = [k for k in drawn_kernels(space, workload, count, profile, seed) if k not in known]
+    missing: list[Kernel] = []
+    if len(known) < count:
+        missing = [k for k in drawn_kernels(space, workload, count, profile, seed) if k not in known]
     for done, timing in enumerate(time_kernels(missing, profile.tvm_target)):
         table.append(profile.kernels_csv, table.TableRow(timing.kernel, timing.latency_s, timing.repeat_s))
         progress("kernels", done + 1, len(missing), "timing TVM kernels on this machine, once")

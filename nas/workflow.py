@@ -17,9 +17,6 @@ from nas.experiment import Experiment
 from nas.search import Progress, check_caps, front_of, search
 from search_spaces import SPACES, VLMConfig
 
-#: Kernels timed on this machine before the first search; about three a second.
-TIMED_KERNELS = 320
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -88,5 +85,5 @@ def ready_model(experiment: Experiment, profile: Profile, progress: Progress) ->
         from nas.kernel_table import complete_table
 
         space, workload = SPACES[experiment.space], experiment.workload.workload()
-        complete_table(profile, space, workload, TIMED_KERNELS, 0, progress)
+        complete_table(profile, space, workload, experiment.timed_kernels, 0, progress)
     return cost_model(experiment.cost_model, profile)

@@ -26,14 +26,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
-    """A compiled program: call it with arrays or torch tensors in the order of its inputs."""
+    """A compiled program, loaded into `machine`: call it with arrays or torch tensors in the order of its inputs."""
 
     executable: Any
+    machine: Any
     counts: tuple[tuple[str, int], ...]
 
     def __call__(self, *inputs: Array | torch.Tensor) -> list[Array]:
         """Run once; every output as an array."""
-        return [output.numpy() for output in _flat(self._machine()["main"](*_tensors(inputs)))]
+        return [output.numpy() for output in _flat(self.machine["main"](*_tensors(inputs)))]
 
     def kernel_counts(self) -> tuple[tuple[str, int], ...]:
         """(name of a fused function, calls of it) after fusion, most called first."""
@@ -41,7 +42,7 @@ class CompiledProgram:
 
     def time_s(self, inputs: Sequence[Array | torch.Tensor], *, runs: int = 20, warmup: int = 2) -> float:
         """Least wall time of one call, in seconds; copies of inputs and outputs are not counted."""
-        main = self._machine()["main"]
+        main = self.machine["main"]
         arguments = _tensors(inputs)
         return least_time_s(lambda: main(*arguments), runs=runs, warmup=warmup)
 
@@ -49,15 +50,12 @@ class CompiledProgram:
         """Write a shared library that the TVM runtime loads."""
         self.executable.export_library(str(path))
 
-    def _machine(self) -> Any:
-        return relax.VirtualMachine(self.executable, tvm.cpu())
 
-
-def compile_program(
-    exported_program: torch.export.ExportedProgram, target: Mapping[str, object]
-) -> CompiledProgram:
+def compile_program(exported_program: torch.export.ExportedProgram, target: Mapping[str, object]) -> CompiledProgram:
     """Compile an exported torch program with static shapes; its parameters become packed constants."""
-    module = from_exported_program(_decomposed(exported_program), keep_params_as_input=False, run_ep_decomposition=False)
+    module = from_exported_program(
+        _decomposed(exported_program), keep_params_as_input=False, run_ep_decomposition=False
+    )
     return compile_module(module, target)
 
 
@@ -71,14 +69,16 @@ def compile_module(module: IRModule, target: Mapping[str, object]) -> CompiledPr
     described = tvm_target(target)
     fused = fuse(module, described)
     counts = _calls(fused)
-    return CompiledProgram(build(schedule(fused, described), described), counts)
+    executable = build(schedule(fused, described), described)
+    return CompiledProgram(executable, relax.VirtualMachine(executable, tvm.cpu()), counts)
 
 
 def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Decompose what the importer does not know, but keep linear whole: it need not flatten its rows."""
-    table = torch.export.default_decompositions()
-    table.pop(torch.ops.aten.linear.default)
-    return program.run_decompositions(table)
+    table = dict(torch.export.default_decompositions())
+    del table[torch.ops.aten.linear.default]
+    decomposed: torch.export.ExportedProgram = program.run_decompositions(table)
+    return decomposed
 
 
 def _calls(module: IRModule) -> tuple[tuple[str, int], ...]:

@@ -13,16 +13,12 @@ from collections.abc import Callable
 
 import numpy as np
 from tvm import relax, te
-from tvm.ir import Expr, GenericConst, GlobalVar, IRModule, Op
-from tvm.relax.expr_functor import PyExprMutator, mutator
-from tvm.tirx import PrimFunc
+from tvm.ir import Expr, GenericConst, IRModule, Op
+from tvm.relax.expr_functor import mutator
 
 from cost_models.tvm import products, rows, scalar_math
+from cost_models.tvm.layout import FIRST_TO_LAST, LAST_TO_FIRST, LayoutRewriter, axes_of, is_float, shape_of
 from cost_models.tvm.machine import Machine
-
-Shape = tuple[int, ...]
-LAST_TO_FIRST = (0, 3, 1, 2)
-FIRST_TO_LAST = (0, 2, 3, 1)
 
 #: Unary operations that get an own, vectorisable definition.
 UNARY: dict[str, Callable[[Expr], Expr]] = {
@@ -35,9 +31,7 @@ UNARY: dict[str, Callable[[Expr], Expr]] = {
     "relax.tanh": scalar_math.tanh,
 }
 _PASSIVE_UNARY = frozenset({"relax.nn.relu", "relax.clip", "relax.negative", *UNARY})
-_BINARY = frozenset(
-    {"relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum", "relax.minimum"}
-)
+_BINARY = frozenset({"relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum", "relax.minimum"})
 
 
 def use_kernels(module: IRModule, machine: Machine) -> IRModule:
@@ -68,28 +62,12 @@ def apply_unary(name: str, x: te.Tensor) -> te.Tensor:
     return te.compute(x.shape, lambda *i: UNARY[name](x[i]), name=name.rsplit(".", 1)[-1])
 
 
-def _shape(expr: Expr) -> Shape:
-    return tuple(int(size) for size in expr.ty.shape)
-
-
-def _axes(call: relax.Call) -> Shape:
-    rank = len(_shape(call.args[0]))
-    axes = call.attrs.axes
-    return tuple(reversed(range(rank))) if axes is None else tuple(int(axis) % rank for axis in axes)
-
-
-def _is_float(expr: Expr) -> bool:
-    return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) == "float32"
-
-
 @mutator
-class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
+class _KernelRewriter(LayoutRewriter):
     """Rewrites calls one by one, in order; `_definition` looks back at what an operand was made of."""
 
     def __init__(self, module: IRModule, machine: Machine) -> None:
-        super().__init__(module)
-        self._machine = machine
-        self._functions: dict[PrimFunc, GlobalVar] = {}
+        super().__init__(module, machine)
         self._rules: dict[str, Callable[[relax.Call], Expr | None]] = {
             "relax.permute_dims": self._permute,
             "relax.reshape": self._reshape,
@@ -118,146 +96,20 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
             result = self._behind_reshape(call) if result is None else result
         return self._unary(call) if result is None else result
 
-    # -- small tools ---------------------------------------------------------------------------------------------
-
-    def _emit(self, expr: Expr) -> Expr:
-        return self.builder_.emit(expr)
-
-    def _resolved(self, expr: Expr) -> Expr:
-        """Follow a variable that is only a name for another one, or for a constant."""
-        while isinstance(expr, relax.Var):
-            value = self.lookup_binding(expr)
-            if not isinstance(value, (relax.Var, GenericConst)):
-                return expr
-            expr = value
-        return expr
-
-    def _call(self, function: PrimFunc, name: str, arguments: list[Expr], shape: Shape) -> Expr:
-        variable = self._functions.get(function)
-        if variable is None:
-            variable = self._functions[function] = self.builder_.add_func(function, name)
-        return self._emit(relax.call_tir(variable, relax.Tuple(arguments), relax.TensorType(shape, "float32")))
-
-    def _definition(self, expr: Expr, *names: str) -> relax.Call | None:
-        """The call that made this value, if it is one of these operations."""
-        if isinstance(expr, relax.Var):
-            expr = self.lookup_binding(expr)
-        if isinstance(expr, relax.Call) and isinstance(expr.op, Op) and expr.op.name in names:
-            return expr
-        return None
-
-    def _made_by(self, expr: Expr, name: str) -> bool:
-        value = self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
-        call = isinstance(value, relax.Call) and value.op == Op.get("relax.call_tir")
-        return call and value.args[0].name_hint.startswith(name)
-
-    def _scalar(self, expr: Expr) -> float | None:
-        if isinstance(expr, GenericConst) and math.prod(expr.value.shape) == 1:
-            return float(expr.value.numpy().reshape(()))
-        return None
-
-    def _to_shape(self, expr: Expr, shape: Shape) -> Expr:
-        inner = self._definition(expr, "relax.reshape")
-        expr = expr if inner is None else inner.args[0]
-        if _shape(expr) == shape:
-            return expr
-        if isinstance(expr, GenericConst):
-            return relax.const(expr.value.numpy().reshape(shape))
-        return self._emit(relax.op.reshape(expr, shape))
-
-    def _transposed(self, expr: Expr, axes: Shape) -> Expr:
-        if isinstance(expr, GenericConst):
-            return relax.const(np.ascontiguousarray(expr.value.numpy().transpose(axes)))
-        return self._emit(relax.op.permute_dims(expr, axes))
-
-    # -- layout --------------------------------------------------------------------------------------------------
-
-    def _permute(self, call: relax.Call) -> Expr | None:
-        x, axes = call.args[0], _axes(call)
-        inner = self._definition(x, "relax.permute_dims")
-        if inner is not None:
-            axes = tuple(_axes(inner)[axis] for axis in axes)
-            x = inner.args[0]
-        shape = _shape(x)
-        if [axis for axis in axes if shape[axis] > 1] == sorted(axis for axis in axes if shape[axis] > 1):
-            return self._to_shape(x, tuple(shape[axis] for axis in axes))
-        source = self._channels_last_source(x, axes)
-        if source is not None:
-            return self._to_shape(source, tuple(shape[axis] for axis in axes))
-        return self._transposed(x, axes) if inner is not None or isinstance(x, GenericConst) else None
-
-    def _channels_last_source(self, x: Expr, axes: Shape) -> Expr | None:
-        """The tensor that this transpose only reshapes, where tokens become an image or an image becomes tokens."""
-        reshape = self._definition(x, "relax.reshape")
-        inner = self._definition(reshape.args[0], "relax.permute_dims") if reshape is not None else None
-        if inner is None:
-            return None
-        before, after = _shape(inner), _shape(x)
-        pattern = (_axes(inner), axes)
-        to_tokens = pattern == (LAST_TO_FIRST, (0, 2, 1)) and after == (*before[:2], before[2] * before[3])
-        to_image = pattern == ((0, 2, 1), FIRST_TO_LAST) and before == (*after[:2], after[2] * after[3])
-        return inner.args[0] if to_tokens or to_image else None
-
-    def _reshape(self, call: relax.Call) -> Expr | None:
-        x, shape = call.args[0], _shape(call)
-        inner = self._definition(x, "relax.reshape")
-        if inner is not None or isinstance(x, GenericConst) or _shape(x) == shape:
-            return self._to_shape(x, shape)
-        return None
-
-    def _broadcast(self, call: relax.Call) -> Expr | None:
-        return call.args[0] if _shape(call.args[0]) == _shape(call) else None
-
-    def _behind_transpose(self, call: relax.Call) -> Expr | None:
-        """Move an elementwise operation in front of the transpose of its operand from channels-last to -first."""
-        flipped = [self._definition(argument, "relax.permute_dims") for argument in call.args]
-        if not any(inner is not None and _axes(inner) == LAST_TO_FIRST for inner in flipped):
-            return None
-        arguments = []
-        for argument, inner in zip(call.args, flipped, strict=True):
-            if inner is not None and _axes(inner) == LAST_TO_FIRST:
-                arguments.append(inner.args[0])
-            elif isinstance(argument.ty, relax.TensorType) and _shape(argument):
-                if len(_shape(argument)) != 4:
-                    return None
-                arguments.append(self._permuted_operand(argument))
-            else:
-                arguments.append(argument)
-        moved = self.visit_call_(relax.Call(call.op, arguments, call.attrs))
-        return relax.op.permute_dims(self._emit(moved), LAST_TO_FIRST)
-
-    def _behind_reshape(self, call: relax.Call) -> Expr | None:
-        """Move an operation with a whole constant in front of a reshape, so that it fuses with what is reshaped."""
-        for index, argument in enumerate(call.args[:2]):
-            inner = self._definition(argument, "relax.reshape")
-            other = call.args[1 - index] if len(call.args) == 2 else None
-            if inner is None or not isinstance(other, GenericConst) or _shape(other) != _shape(argument):
-                continue
-            moved = [inner.args[0], self._to_shape(other, _shape(inner.args[0]))]
-            result = self.builder_.normalize(relax.Call(call.op, moved if index == 0 else moved[::-1], call.attrs))
-            return relax.op.reshape(self._emit(result), _shape(call))
-        return None
-
-    def _permuted_operand(self, argument: Expr) -> Expr:
-        shape = _shape(argument)
-        if sum(size > 1 for size in shape) <= 1:
-            return self._to_shape(argument, tuple(shape[axis] for axis in FIRST_TO_LAST))
-        return self._transposed(argument, FIRST_TO_LAST)
-
     # -- products ------------------------------------------------------------------------------------------------
 
     def _matmul(self, call: relax.Call) -> Expr | None:
         a, b = call.args
-        if not (_is_float(a) and _is_float(b)) or len(_shape(a)) < 2:
+        if not (is_float(a) and is_float(b)) or len(shape_of(a)) < 2:
             return None
-        if isinstance(b, GenericConst) and len(_shape(b)) == 2:
+        if isinstance(b, GenericConst) and len(shape_of(b)) == 2:
             return self._linear(a, b.value.numpy().T)
         a, scale_a = self._unscaled(a)
         b, scale_b = self._unscaled(b)
-        if _shape(a)[:-2] != _shape(b)[:-2]:
+        if shape_of(a)[:-2] != shape_of(b)[:-2]:
             return None
-        *outer, m, k = _shape(a)
-        n = _shape(b)[-1]
+        *outer, m, k = shape_of(a)
+        n = shape_of(b)[-1]
         lead = (1,) * (2 - len(outer)) + tuple(outer)  # as attention has it: torch drops and restores the batch of one
         a = self._to_shape(a, (*lead, m, k))
         keys = self._keys(b)
@@ -273,7 +125,7 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
 
     def _linear(self, x: Expr, weight: np.ndarray) -> Expr:
         n, k = weight.shape
-        wanted = _shape(x)[:-1]
+        wanted = shape_of(x)[:-1]
         lead = wanted if sum(size > 1 for size in wanted) <= 1 else (math.prod(wanted),)
         packed = relax.const(pack_linear(weight, self._machine))
         function = products.linear(lead, n, k, self._machine)
@@ -289,48 +141,54 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
             return expr, 1.0
         x, factor = product.args
         scale = self._scalar(factor)
-        return (expr, 1.0) if scale is None else (self._to_shape(x, _shape(expr)), scale)
+        return (expr, 1.0) if scale is None else (self._to_shape(x, shape_of(expr)), scale)
 
     def _keys(self, transposed: Expr) -> Expr | None:
         """The keys (..., n, k) that a tensor (..., k, n) is the transpose of."""
-        *lead, k, n = _shape(transposed)
+        *lead, k, n = shape_of(transposed)
         reshape = self._definition(transposed, "relax.reshape")
         x = transposed if reshape is None else reshape.args[0]
         permute = self._definition(x, "relax.permute_dims")
-        if permute is None or _shape(x)[-2:] != (k, n):
+        if permute is None or shape_of(x)[-2:] != (k, n):
             return None
-        axes = _axes(permute)
+        axes = axes_of(permute)
         if axes[-2] != len(axes) - 1:
             return None
         swapped = (*axes[:-2], axes[-1], axes[-2])
-        return self._to_shape(self._emit(self.visit_call_(relax.op.permute_dims(permute.args[0], swapped))), (*lead, n, k))
+        return self._to_shape(
+            self._emit(self.visit_call_(relax.op.permute_dims(permute.args[0], swapped))), (*lead, n, k)
+        )
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
     def _softmax(self, call: relax.Call) -> Expr | None:
         x = call.args[0]
-        shape = _shape(x)
-        if not _is_float(x) or int(call.attrs.axis) not in (-1, len(shape) - 1):
+        shape = shape_of(x)
+        if not is_float(x) or int(call.attrs.axis) not in (-1, len(shape) - 1):
             return None
         masked = self._definition(x, "relax.add")
         if masked is not None:
             logits, mask = masked.args
-            mask_shape = _shape(mask)
-            one_mask = len(shape) >= 2 and _shape(logits) == shape and math.prod(mask_shape) == shape[-2] * shape[-1]
+            mask_shape = shape_of(mask)
+            one_mask = len(shape) >= 2 and shape_of(logits) == shape and math.prod(mask_shape) == shape[-2] * shape[-1]
             if one_mask and mask_shape[-2:] == shape[-2:]:
                 function = rows.softmax(shape[:-1], shape[-1], shape[-2], self._machine)
                 return self._call(function, "softmax", [logits, self._to_shape(mask, shape[-2:])], shape)
         return self._call(rows.softmax(shape[:-1], shape[-1], 0, self._machine), "softmax", [x], shape)
 
     def _where(self, call: relax.Call) -> Expr | None:
-        """Drop torch's guard for rows that mask every key: no program of ours has one."""
-        return call.args[2] if self._made_by(call.args[2], "softmax") else None
+        """Drop torch's guard, which zeroes the rows that mask every key: attention of ours always sees one."""
+        no_key, zero, probabilities = call.args
+        filled = self._definition(zero, "relax.full_like", "relax.full")
+        value = self._scalar(zero if filled is None else filled.args[1])
+        guard = self._definition(no_key, "relax.logical_not") is not None and value == 0.0
+        return probabilities if guard and self._made_by(probabilities, "softmax") else None
 
     def _layer_norm(self, call: relax.Call) -> Expr | None:
         x, scale, shift = call.args
-        shape = _shape(x)
+        shape = shape_of(x)
         axes = [int(axis) % len(shape) for axis in call.attrs.axes]
-        if not _is_float(x) or axes != [len(shape) - 1] or not (call.attrs.center and call.attrs.scale):
+        if not is_float(x) or axes != [len(shape) - 1] or not (call.attrs.center and call.attrs.scale):
             return None
         function = rows.layer_norm(shape[:-1], shape[-1], float(call.attrs.epsilon), self._machine)
         return self._call(function, "layer_norm", [x, scale, shift], shape)
@@ -339,12 +197,12 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
         """Recognise x / sqrt(mean(x^2) + epsilon) * scale."""
         for scaled, scale in (call.args, tuple(reversed(call.args))):
             normed = self._definition(scaled, "relax.multiply", "relax.divide")
-            if normed is None or len(_shape(scale)) != 1 or _shape(scale)[0] != _shape(call)[-1]:
+            if normed is None or len(shape_of(scale)) != 1 or shape_of(scale)[0] != shape_of(call)[-1]:
                 continue
             x, root = normed.args
             epsilon = self._rms_epsilon(x, root)
             if epsilon is not None:
-                shape = _shape(x)
+                shape = shape_of(x)
                 function = rows.rms_norm(shape[:-1], shape[-1], epsilon, self._machine)
                 return self._call(function, "rms_norm", [x, scale], shape)
         return None
@@ -372,10 +230,10 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
         if not plain or len(strides) > 1 or len(padding) > 1 or {int(d) for d in attrs.dilation} != {1}:
             return None
         (stride,), (pad,) = strides, padding
-        _, channels, height, width = _shape(x)
+        _, channels, height, width = shape_of(x)
         filters = weight.value.numpy()
         n, per_group, *window = filters.shape
-        shape = tuple(_shape(call)[axis] for axis in FIRST_TO_LAST)
+        shape = tuple(shape_of(call)[axis] for axis in FIRST_TO_LAST)
         groups = int(attrs.groups)
         if groups == channels == n and per_group == 1:
             image = self._channels_last(x)
@@ -398,8 +256,8 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
 
     def _average(self, call: relax.Call) -> Expr | None:
         x = call.args[0]
-        _, channels, height, width = _shape(x)
-        _, _, out_height, out_width = _shape(call)
+        _, channels, height, width = shape_of(x)
+        _, _, out_height, out_width = shape_of(call)
         window = (height // out_height, width // out_width)
         if height % out_height or width % out_width or str(call.attrs.layout) != "NCHW":
             return None
@@ -414,16 +272,16 @@ class _KernelRewriter(PyExprMutator):  # type: ignore[misc]
 
     def _mean(self, call: relax.Call) -> Expr | None:
         x = call.args[0]
-        axes = sorted(int(axis) % len(_shape(x)) for axis in call.attrs.axis or ())
-        if axes != [2, 3] or not call.attrs.keepdims or len(_shape(x)) != 4 or not _is_float(x):
+        axes = sorted(int(axis) % len(shape_of(x)) for axis in call.attrs.axis or ())
+        if axes != [2, 3] or not call.attrs.keepdims or len(shape_of(x)) != 4 or not is_float(x):
             return None
-        _, channels, height, width = _shape(x)
+        _, channels, height, width = shape_of(x)
         function = products.average(height, width, channels, (height, width), self._machine)
         out = self._call(function, "pooling", [self._channels_last(x)], (1, 1, 1, channels))
         return relax.op.permute_dims(out, LAST_TO_FIRST)
 
     def _unary(self, call: relax.Call) -> Expr:
         name = call.op.name
-        if name not in UNARY or not _is_float(call.args[0]):
+        if name not in UNARY or not is_float(call.args[0]):
             return call
         return self.builder_.call_te(apply_unary, name, call.args[0], primfunc_name_hint=name.rsplit(".", 1)[-1])

@@ -63,5 +63,3 @@ def least_time_s(call: Callable[[], object], *, runs: int, warmup: int) -> float
         if index >= warmup:
             least = min(least, time.perf_counter() - start)
     return least
-
-

@@ -79,7 +79,8 @@ def linear(lead: tuple[int, ...], n: int, k: int, machine: Machine) -> PrimFunc:
     product = te.compute(
         (_padded(m, rows), panels(n, machine) * lanes),
         lambda i, j: te.sum(
-            x[(*before, _clamped(i, m, rows), *after, axis)] * w[tirx.floordiv(j, lanes), axis, tirx.floormod(j, lanes)],
+            x[(*before, _clamped(i, m, rows), *after, axis)]
+            * w[tirx.floordiv(j, lanes), axis, tirx.floormod(j, lanes)],
             axis=axis,
         ),
         name="product",
@@ -137,10 +138,8 @@ def _flat(index: tuple[Expr, ...], lead: tuple[int, ...]) -> Expr:
     return flat
 
 
-def _dot_scores(
-    queries: te.Tensor, keys: te.Tensor, lead: tuple[int, ...], scale: float, machine: Machine
-) -> PrimFunc:
-    """Scores of few queries: dot products along the head width, since packing the keys would cost more than it saves."""
+def _dot_scores(queries: te.Tensor, keys: te.Tensor, lead: tuple[int, ...], scale: float, machine: Machine) -> PrimFunc:
+    """Scores of few queries: dot products along the head width, as packing the keys would cost more than it saves."""
     m, k = (int(size) for size in queries.shape[-2:])
     n = int(keys.shape[-2])
     width = vector_width(k, machine.lanes)
@@ -250,7 +249,9 @@ def conv(
 
 
 @lru_cache(maxsize=4096)
-def depthwise(height: int, width: int, n: int, window: tuple[int, int], stride: int, padding: int, machine: Machine) -> PrimFunc:
+def depthwise(
+    height: int, width: int, n: int, window: tuple[int, int], stride: int, padding: int, machine: Machine
+) -> PrimFunc:
     """Image (1, height, width, n) and filters (wy, wx, n): (1, height', width', n)."""
     x = te.placeholder((1, height, width, n), name="x")
     w = te.placeholder((*window, n), name="w")

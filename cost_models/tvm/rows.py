@@ -113,7 +113,7 @@ def layer_norm(lead: Lead, n: int, epsilon: float, machine: Machine) -> PrimFunc
 
 @lru_cache(maxsize=4096)
 def rms_norm(lead: Lead, n: int, epsilon: float, machine: Machine) -> PrimFunc:
-    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis of (*lead, n)."""
+    """X / sqrt(mean(x^2) + epsilon) * scale over the last axis of (*lead, n)."""
     x = te.placeholder((*lead, n), name="x")
     scale = te.placeholder((n,), name="scale")
     inverse = _inverse_root(lead, _mean(lead, n, machine, lambda r, j: x[(*r, j)] * x[(*r, j)], "square"), epsilon)

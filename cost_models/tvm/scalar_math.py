@@ -86,7 +86,7 @@ def sigmoid(x: Expr) -> Expr:
 
 
 def gelu(x: Expr) -> Expr:
-    """x times the normal distribution function of x."""
+    """X times the normal distribution function of x."""
     return _constant(0.5) * x * (_constant(1.0) + erf(x * _constant(math.sqrt(0.5))))
 
 
@@ -97,7 +97,7 @@ def gelu_tanh(x: Expr) -> Expr:
 
 
 def silu(x: Expr) -> Expr:
-    """x times its sigmoid."""
+    """X times its sigmoid."""
     return x * sigmoid(x)
 
 
@@ -112,5 +112,5 @@ def hardsigmoid(x: Expr) -> Expr:
 
 
 def hardswish(x: Expr) -> Expr:
-    """x times its hardsigmoid."""
+    """X times its hardsigmoid."""
     return x * hardsigmoid(x)

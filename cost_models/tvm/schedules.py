@@ -54,7 +54,7 @@ def _extent(sch: Schedule, loop: LoopRV) -> int:
 
 
 def _vectorize_last(sch: Schedule, block: SBlockRV, width: int, outer: int = 0) -> None:
-    """Vectorise a block's innermost loop, the `outer` first ones excepted, by `width` or what of it divides the loop."""
+    """Vectorise a block's innermost loop behind the `outer` first ones by `width`, or what of it divides the loop."""
     loops = sch.get_loops(block)[outer:]
     if not loops:
         return
@@ -185,5 +185,3 @@ def _schedule_elementwise(sch: Schedule, machine: Machine) -> None:
     _vectorize_last(sch, out, math.gcd(machine.lanes, *turns))
     if any(turns) and (loops := sch.get_loops(out)[:-1]) and 1 < (steps := _extent(sch, loops[-1])) <= 16:
         sch.loop_partition(loops[-1], [1] * (steps - 1))  # each part stands on one side of every condition
-
-

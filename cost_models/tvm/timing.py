@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +77,6 @@ def time_kernels(
     seed: int = 0,
 ) -> Iterator[KernelTiming]:
     """Compile all kernels, then time one after the other; progress(timed, all) is called behind each."""
-    os.environ.setdefault("TVM_NUM_THREADS", "1")
     rng = np.random.default_rng(seed)
     ordered = sorted(kernels, key=str)
     # dealt like cards, so that chunks take equally long

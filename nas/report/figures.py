@@ -185,6 +185,7 @@ def _layout(height: int) -> dict[str, Any]:
         "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "xanchor": "left"},
         "hoverlabel": {"bgcolor": "#fff", "bordercolor": GREY, "font": {"family": FONT, "size": 12.5, "color": INK}},
         "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": ACCENT},
         "xaxis": _axis(),
         "yaxis": _axis(),
     }

@@ -36,7 +36,8 @@ class Findings:
     def of(cls, archive: Archive, profile: Profile) -> Findings:
         """Read an archive; without a front there is nothing to report, which raises NasError."""
         experiment, known = archive.experiment, archive.best_known()
-        front = sorted(query.front(archive), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
+        members = {member.id for member in query.front(archive)}
+        front = sorted((e for e in known if e.id in members), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
         cheap, dear = (archive.evaluations(fidelity) for fidelity in FIDELITIES)
         records = {evaluation.id: archive.measured(evaluation.id) for evaluation in (known if dear else front)}
         measured = {key: record for key, record in records.items() if record}

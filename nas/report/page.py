@@ -89,14 +89,14 @@ _STYLE = f"""
 :root {{ --ink: {figures.INK}; --muted: {figures.MUTED}; --line: {figures.GRID}; --accent: {figures.ACCENT}; }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0; background: #f6f7f9; color: var(--ink); font: 15px/1.55 {figures.FONT}; }}
-main {{ max-width: 1320px; margin: 0 auto; padding: 40px 24px 64px; }}
+main {{ max-width: 1440px; margin: 0 auto; padding: 36px 20px 64px; }}
 .eyebrow {{ margin: 0; color: var(--muted); font-size: 13px; letter-spacing: .02em; }}
 h1 {{ font-size: 30px; line-height: 1.3; font-weight: 650; margin: 8px 0 24px; max-width: 30em; text-wrap: balance; }}
 h2 {{ font-size: 19px; font-weight: 650; margin: 0 0 4px; }}
 h3 {{ font-size: 14px; font-weight: 600; margin: 12px 0 0; }}
 section p {{ margin: 0 0 14px; color: #475063; max-width: 62em; }}
 section, header dl {{ background: #fff; border: 1px solid var(--line); border-radius: 12px; }}
-section {{ padding: 22px 24px; margin-top: 20px; }}
+section {{ padding: 22px 22px; margin-top: 20px; }}
 dl {{ margin: 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 14px 32px; }}
 header dl {{ padding: 18px 24px; }}
 dt {{ color: var(--muted); font-size: 12.5px; }}
@@ -104,24 +104,24 @@ dd {{ margin: 0; overflow-wrap: anywhere; }}
 .legend {{ color: var(--muted); font-size: 13px; margin: 12px 0 0; }}
 .legend span {{ margin-left: 12px; white-space: nowrap; }}
 .wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: 7px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+table {{ border-collapse: collapse; width: 100%; font-size: 12.5px; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: right; padding: 7px 6px; border-bottom: 1px solid var(--line); white-space: nowrap; }}
 th {{ color: var(--muted); font-weight: 500; font-size: 12px; vertical-align: bottom; white-space: normal; }}
 .groups th {{ text-align: center; border-bottom: 0; padding-bottom: 0; color: var(--ink); }}
 th:first-child, td.what {{ text-align: left; }}
 td {{ vertical-align: top; }}
-td.what small {{ display: block; color: var(--muted); font-size: 12px; white-space: normal; min-width: 17em; }}
+td.what small {{ display: block; color: var(--muted); font-size: 12px; white-space: normal; min-width: 15em; }}
 td.off {{ color: #b42318; font-weight: 600; }}
 tbody tr:hover {{ background: #f8f9fb; }}
 code {{ font: 12.5px/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }}
 em.broken {{ font-style: normal; color: #b42318; font-size: 12px; margin-left: 6px; }}
-.basis {{ display: inline-block; margin-left: 4px; padding: 0 3.5px; border-radius: 4px;
+.basis {{ display: inline-block; margin-left: 3px; padding: 0 3px; border-radius: 4px;
   font: 600 9.5px/14px {figures.FONT};
   text-decoration: none; vertical-align: 2px; cursor: help; color: #fff; }}
 h1 .basis {{ vertical-align: 10px; }}
 .measured {{ background: #0f8a5f; }} .calibrated {{ background: #0e8aa5; }} .predicted {{ background: #3f6fe0; }}
 .static {{ background: #6b7385; }} .datasheet {{ background: #b07908; }} .assumed {{ background: #c8442c; }}
-.shares {{ display: flex; height: 5px; border-radius: 3px; overflow: hidden; margin-top: 5px; min-width: 76px; }}
+.shares {{ display: flex; height: 5px; border-radius: 3px; overflow: hidden; margin-top: 5px; min-width: 60px; }}
 .key {{ font-size: 12.5px; margin: 12px 0 0; }}
 .key i {{ display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-left: 10px; }}
 .tabs {{ display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 6px; }}

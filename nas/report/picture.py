@@ -28,7 +28,8 @@ def front_picture(archive: Archive, path: Path) -> Path:
     other = [(e.cost.latency_s * 1e3, e.accuracy.value) for e in known if e.accuracy]
     bases = ", ".join(sorted({evaluation.cost.basis for evaluation in front}))
     accuracies = ", ".join(sorted({f"{e.accuracy.proxy}, {e.accuracy.basis}" for e in front if e.accuracy}))
-    title = f"{count(len(front), 'model')} worth running on {experiment.device}"
+    purpose = "running" if archive.evaluations("dear") else "training"
+    title = f"{count(len(front), 'model')} worth {purpose} on {experiment.device}"
     return save(
         path, front_svg(labelled, other, title, f"latency of a request, ms ({bases})", f"accuracy ({accuracies})")
     )
@@ -78,6 +79,7 @@ def front_svg(front: Sequence[Labelled], other: Points, title: str, x_title: str
     start = f"M{across(steps[0][0]):.1f} {up(steps[0][1]):.1f}"
     parts.append(f'<path d="{start}{path}H{right}" fill="none" stroke="{ACCENT}" stroke-width="2"/>')
     taken = [_around(across(dot.x), up(dot.y), 7) for dot in front]
+    taken += [_around(across(x), up(y), 4) for x, y in other]
     for dot in sorted(front, key=lambda dot: -dot.y):
         x, y = across(dot.x), up(dot.y)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ACCENT}" stroke="#fff" stroke-width="1.5"/>')
@@ -126,7 +128,8 @@ class _Scale:
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str, size: float = 13) -> str:
-    look = f'text-anchor="{anchor}" fill="{colour}" font-size="{size:g}"'
+    look = f'text-anchor="{anchor}" fill="{colour}" font-size="{size:g}" stroke="#fff" stroke-width="3"'
+    look += ' paint-order="stroke"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{html.escape(text)}</text>'
 
 

@@ -74,8 +74,13 @@ def proxy_section(found: Findings) -> str:
     # 97.5 % quantile of tau under independence (Kendall, Biometrika 30, 1938): near normal from n = 8 or so.
     chance = min(1.0, 1.96 * math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1))))
     rivals = {"number of parameters": "parameters", "predicted latency": "latency"}
-    alone = {words: kendall_tau([found.shown(e, name) for e in both], accuracies) for words, name in rivals.items()}
-    told = ", ".join(f"{words} {value:+.2f}" for words, value in alone.items() if value is not None)
+    taus = {f"{found.cheap_proxy} score": tau} | {
+        words: kendall_tau([found.shown(e, name) for e in both], accuracies) for words, name in rivals.items()
+    }
+    rows = (
+        f'<tr><td class="what">{words}</td><td>{"–" if value is None else f"{value:+.2f}"}</td><td>{n}</td></tr>'
+        for words, value in taus.items()
+    )
     if tau is None:
         verdict = "One of the two is the same for all, so there is no rank correlation."
     else:
@@ -85,12 +90,13 @@ def proxy_section(found: Findings) -> str:
             f"(n = {n}): {meaning}, as unrelated rankings of {n} reach ±{chance:.2f} in one case of twenty."
         )
     intro = (
-        f"{verdict} For comparison, ranking by what costs nothing: {told}. Only promising candidates were trained, so "
-        "this says nothing about the ones that the score had put last."
+        f"{verdict} Beside it, rankings that cost nothing: a score that does not beat them adds little. Only promising "
+        "candidates were trained, so this says nothing about those that the score had put last."
     )
     dots = [Dot(scores[e.id], y, hover(found, e)) for e, y in zip(both, accuracies, strict=True)]
     figure = figures.scatter_figure(dots, (f"{found.cheap_proxy} score", "trained accuracy"))
-    return section(title, intro, chart(figure, "trained accuracy over cheap score"))
+    picture, by_ranking = chart(figure, "trained accuracy over cheap score"), table(["ranking by", "τ", "n"], rows)
+    return section(title, intro, f'<div class="split">{picture}{by_ranking}</div>')
 
 
 def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float | None:

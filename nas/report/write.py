@@ -71,8 +71,8 @@ def _footer(found: Findings) -> str:
     name = escape(experiment.name)
     repeat = (
         f"<p>Written with {escape(versions)}; seed {experiment.seed}. To repeat it, save this as "
-        f"<code>{name}.yaml</code> and run <code>nas search {name}.yaml</code>.</p><details><summary>{name}.yaml</summary>"
-        f"<pre>{escape(text)}</pre></details>"
+        f"<code>{name}.yaml</code> and run <code>nas search {name}.yaml</code>.</p>"
+        f"<details><summary>{name}.yaml</summary><pre>{escape(text)}</pre></details>"
     )
     return (
         f"<footer><h2>How each number was obtained</h2><dl>{glossary}</dl>{how}<h2>To repeat it</h2>{repeat}</footer>"

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cost_models.tvm import chains, compile, timing
-from cost_models.tvm.machine import Machine, machine_of, tvm_target
-from search_spaces.kernels import Kernel, KernelKind, Precision
 from torch import Tensor, nn
 from tvm import cpu, relax, runtime
 from tvm.target import codegen
+
+from cost_models.tvm import chains, compile, timing
+from cost_models.tvm.machine import Machine, machine_of, tvm_target
+from search_spaces.kernels import Kernel, KernelKind, Precision
 
 # torch's own FutureWarnings inside torch.export (pytree specs), not ours to mend
 pytestmark = [

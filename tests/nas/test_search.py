@@ -1,0 +1,193 @@
+"""The search as a whole: caps, duplicates, resumption after a kill, and what the archive keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cost_models.models import cost_model
+from hardware_profiles import load
+from nas.archive import Archive
+from nas.candidate import Pricer
+from nas.errors import NasError
+from nas.experiment import Experiment
+from nas.objectives import violations
+from nas.samplers import SAMPLERS
+from nas.search import FrontTracker, check_caps, front_of, promotion_order, search
+from search_spaces import VLMConfig
+
+
+def same(config: VLMConfig) -> VLMConfig:
+    return config
+
+
+def quiet(stage: str, done: float, total: float, note: str = "") -> None:
+    assert 0 <= done <= total, stage
+
+
+def small(**changes: object) -> Experiment:
+    return Experiment.model_validate(
+        {"name": "s", "device": "raspberry-pi-4", "proxy": {"cheap": "capacity"}, **changes}
+    )
+
+
+def pricer_of(experiment: Experiment) -> Pricer:
+    return Pricer(cost_model("roofline", load(experiment.device)), experiment.workload.workload())
+
+
+def url_in(folder: Path) -> str:
+    return f"sqlite:///{folder}/nas.db"
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_every_sampler_evaluates_no_config_twice_and_none_over_a_cap(sampler: str, tmp_path: Path) -> None:
+    experiment = small(sampler=sampler, caps={"max_latency_ms": 8, "max_parameters_m": 2})
+    archive = Archive.create(url_in(tmp_path), experiment)
+    search(archive, pricer_of(experiment), 25, 0, same, quiet)
+    trials, evaluations = archive.trials("cheap"), archive.evaluations("cheap")
+    archive.close()
+    assert len(trials) == len(evaluations)  # `evaluations` has each config once
+    accepted = [evaluation for evaluation in evaluations if not evaluation.refused]
+    assert len(accepted) == 25
+    for evaluation in evaluations:
+        broken = violations(experiment.caps, evaluation.cost, None)
+        assert tuple(v.cap for v in broken) == evaluation.refused
+        assert (evaluation.accuracy is None) == bool(evaluation.refused)
+
+
+def test_repetitions_of_a_sampler_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from optuna.samplers import BaseSampler
+
+    class Stubborn(BaseSampler):
+        """Proposes the same point for ever."""
+
+        def infer_relative_search_space(self, study, trial):  # type: ignore[no-untyped-def]
+            return {}
+
+        def sample_relative(self, study, trial, search_space):  # type: ignore[no-untyped-def]
+            return {}
+
+        def sample_independent(self, study, trial, name, distribution):  # type: ignore[no-untyped-def]
+            return distribution.choices[0]
+
+    monkeypatch.setitem(SAMPLERS, "random", lambda seed: Stubborn())
+    experiment = small(sampler="random")
+    archive = Archive.create(url_in(tmp_path), experiment)
+    search(archive, pricer_of(experiment), 10, 0, same, quiet)
+    assert len({evaluation.id for evaluation in archive.evaluations("cheap")}) == 10
+    archive.close()
+
+
+def test_an_impossible_cap_names_the_nearest_reachable_value() -> None:
+    experiment = small(caps={"max_latency_ms": 0.001})
+    with pytest.raises(NasError, match=r"max_latency_ms = 0.001 cannot be met, the nearest reachable value is about \d"):
+        check_caps(experiment, pricer_of(experiment), 0)
+    reachable = small(caps={"max_latency_ms": 5})
+    check_caps(reachable, pricer_of(reachable), 0)
+
+
+def test_the_stored_evaluation_is_what_was_evaluated(tmp_path: Path) -> None:
+    experiment = small()
+    archive = Archive.create(url_in(tmp_path), experiment)
+    pricer = pricer_of(experiment)
+    search(archive, pricer, 5, 0, same, quiet)
+    archive.close()
+    again = Archive.open(url_in(tmp_path))
+    for evaluation in again.evaluations("cheap"):
+        config = evaluation.config(again.experiment)
+        assert config.id == evaluation.id
+        assert pricer.price(config) == evaluation.cost
+        assert type(evaluation).from_dict(evaluation.to_dict()) == evaluation
+    again.close()
+
+
+def test_other_settings_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    Archive.create(url_in(tmp_path), small()).close()
+    Archive.create(url_in(tmp_path), small(trials=999)).close()  # a larger budget is not another experiment
+    with pytest.raises(NasError, match=r"begun with other settings \(device: raspberry-pi-4 there, raspberry-pi-5 now\)"):
+        Archive.create(url_in(tmp_path), small(device="raspberry-pi-5"))
+
+
+def test_promotion_takes_the_front_first_and_spreads(tmp_path: Path) -> None:
+    experiment = small()
+    archive = Archive.create(url_in(tmp_path), experiment)
+    search(archive, pricer_of(experiment), 40, 0, same, quiet)
+    evaluations = archive.evaluations("cheap")
+    archive.close()
+    names = experiment.objectives
+    front = {evaluation.id for evaluation in front_of(evaluations, names)}
+    chosen = promotion_order(evaluations, names, len(front) + 5)
+    assert {evaluation.id for evaluation in chosen[: len(front)]} == front
+    assert len({evaluation.id for evaluation in chosen}) == len(front) + 5
+    latencies = [evaluation.cost.latency_s for evaluation in front_of(evaluations, names)]
+    assert {latencies[0], latencies[-1]} <= {evaluation.cost.latency_s for evaluation in chosen[:3]}
+
+
+def test_front_tracker_counts_as_the_front_does(tmp_path: Path) -> None:
+    experiment = small()
+    archive = Archive.create(url_in(tmp_path), experiment)
+    search(archive, pricer_of(experiment), 20, 0, same, quiet)
+    tracker, evaluations = FrontTracker(experiment), archive.evaluations("cheap")
+    archive.close()
+    for evaluation in evaluations:
+        tracker.add(evaluation)
+    size, volume = tracker.state()
+    assert size == len(front_of(evaluations, experiment.objectives))
+    assert 0 < volume <= 1
+
+
+def test_sigkill_loses_no_finished_trial_and_repeats_none(tmp_path: Path, experiment: Callable[..., Path], run) -> None:  # type: ignore[no-untyped-def]
+    path = experiment(trials=400)
+    environment = {**os.environ, "EDGE_VLM_NAS_DATA": str(tmp_path / "data")}
+    command = [sys.executable, "-m", "nas", "search", str(path)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    url = url_in(tmp_path / "runs")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        if (tmp_path / "runs" / "nas.db").is_file() and len(finished(url)) >= 15:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = finished(url)
+    assert 15 <= len(before) < 400
+    done = run("search", path, "--trials", "60", "--json")
+    assert done.returncode == 0, done.stderr
+    after = finished(url)
+    assert before.items() <= after.items()
+    assert len(after) >= 60
+    archive = Archive.open(url)
+    assert len(archive.trials("cheap")) == len(archive.evaluations("cheap"))
+    archive.close()
+    assert json.loads(done.stdout)["front"]
+
+
+def finished(url: str) -> dict[str, str]:
+    try:
+        archive = Archive.open(url)
+    except NasError:  # not there yet
+        return {}
+    found = {e.id: json.dumps(e.to_dict(), sort_keys=True) for e in archive.evaluations("cheap")}
+    archive.close()
+    return found
+
+
+def test_hypervolume_never_falls_in_a_fixed_box(tmp_path: Path) -> None:
+    from nas import pareto
+
+    experiment = small()
+    archive = Archive.create(url_in(tmp_path), experiment)
+    search(archive, pricer_of(experiment), 20, 1, same, quiet)
+    rows = np.asarray([e.minimised(experiment.objectives) for e in archive.evaluations("cheap")])
+    archive.close()
+    volumes = [pareto.hypervolume(rows[: i + 1], rows.max(0) + 1) for i in range(len(rows))]
+    assert volumes == sorted(volumes)

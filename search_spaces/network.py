@@ -131,8 +131,9 @@ def graphs(network: VisionLanguageModel, workload: Workload) -> dict[str, tuple[
     image = torch.zeros(1, 3, side, side, device=device)
     image_tokens = torch.zeros(1, workload.images * config.image_tokens, config.language.width, device=device)
     ids = torch.zeros(1, workload.prompt_tokens, dtype=torch.int64, device=device)
-    cache = torch.zeros(1, config.language.kv_heads, rows, config.language.head_width, device=device)
-    caches = (cache,) * (2 * config.language.depth)
+    shape = (1, config.language.kv_heads, rows, config.language.head_width)
+    # One tensor each: torch.export takes inputs that are the same object for one input.
+    caches = tuple(torch.zeros(shape, device=device) for _ in range(2 * config.language.depth))
     position = torch.full((1,), rows - 1, dtype=torch.int64, device=device)
     return {
         "vision": (VisionGraph(network), (image,)),

@@ -96,8 +96,8 @@ def agreement_figure(phases: Mapping[str, Sequence[Dot]]) -> Figure:
         for phase, dots in phases.items()
     ]
     layout, ends = _layout(470), [math.log10(low), math.log10(high)]
-    layout["xaxis"] |= {"title": {"text": "measured, ms"}, "type": "log", "range": ends}
-    layout["yaxis"] |= {"title": {"text": "predicted, ms"}, "type": "log", "range": ends}
+    layout["xaxis"] |= {"title": {"text": "measured, ms"}, "type": "log", "range": ends, "dtick": "D2"}
+    layout["yaxis"] |= {"title": {"text": "predicted, ms"}, "type": "log", "range": ends, "dtick": "D2"}
     return {"data": [*lines, *marks], "layout": layout}
 
 
@@ -117,23 +117,30 @@ def lines_figure(lines: Mapping[str, Points], titles: tuple[str, str], *, strong
     return {"data": marks, "layout": layout}
 
 
-def bars_figure(shares: Mapping[str, float], colour: str) -> Figure:
-    """Horizontal bars of shares 0 to 1, the largest on top; names are already escaped."""
-    names = sorted(shares, key=lambda name: shares[name])
-    values = [shares[name] for name in names]
+def bars_figure(shares: Mapping[str, Sequence[float]], colour: str) -> Figure:
+    """Horizontal bars of repeated shares 0 to 1: mean, and a whisker from the lowest to the highest; names are escaped."""
+    means = {name: sum(found) / len(found) for name, found in shares.items()}
+    names = sorted(means, key=lambda name: means[name])
+    values = [means[name] for name in names]
     bars = {
         "type": "bar",
         "orientation": "h",
         "x": values,
-        "y": names,
+        "y": [f"{name}  <b>{means[name]:.0%}</b>" for name in names],
         "marker": {"color": colour},
-        "text": [f"{value:.0%}" for value in values],
-        "textposition": "outside",
-        "cliponaxis": False,
-        "hovertemplate": "%{y}: %{x:.1%}<extra></extra>",
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [max(shares[name]) - means[name] for name in names],
+            "arrayminus": [means[name] - min(shares[name]) for name in names],
+            "color": MUTED,
+            "thickness": 1.2,
+            "width": 3,
+        },
+        "hovertemplate": "%{y}<extra></extra>",
     }
     layout = _layout(60 + 26 * len(names))
-    layout["xaxis"] |= {"tickformat": ".0%", "range": [0, max(values) * 1.15]}
+    layout["xaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
     layout["yaxis"] |= {"automargin": True, "showgrid": False}
     return {"data": [bars], "layout": layout}
 

@@ -63,7 +63,7 @@ def header(found: Findings) -> str:
         "Caps": _caps(experiment),
         "Objectives": ", ".join(in_words(name) for name in experiment.objectives),
         "Search": f"space {space.name} of {space.size:,} models, sampler {experiment.sampler}, seed {experiment.seed}",
-        "Candidates": f"{fit} scored with {experiment.proxy.cheap}, {len(found.dear)} by {experiment.proxy.dear}, "
+        "Candidates": f"{fit} scored with {experiment.proxy.cheap}, {len(found.dear)} {experiment.proxy.dear}, "
         f"{len(found.cheap) - fit} refused for breaking a cap, {len(found.measured)} measured",
     }
     rows = "".join(f"<div><dt>{key}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())

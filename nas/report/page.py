@@ -82,8 +82,11 @@ def save(path: Path, text: str) -> Path:
     return path
 
 
-#: The browser itself keeps the page from loading anything.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+#: The browser itself keeps the page from loading or sending anything.
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
+    "form-action 'none'; base-uri 'none'"
+)
 
 _STYLE = f"""
 :root {{ --ink: {figures.INK}; --muted: {figures.MUTED}; --line: {figures.GRID}; --accent: {figures.ACCENT}; }}
@@ -91,7 +94,7 @@ _STYLE = f"""
 body {{ margin: 0; background: #f6f7f9; color: var(--ink); font: 15px/1.55 {figures.FONT}; }}
 main {{ max-width: 1440px; margin: 0 auto; padding: 36px 20px 64px; }}
 .eyebrow {{ margin: 0; color: var(--muted); font-size: 13px; letter-spacing: .02em; }}
-h1 {{ font-size: 30px; line-height: 1.3; font-weight: 650; margin: 8px 0 24px; max-width: 30em; text-wrap: balance; }}
+h1 {{ font-size: 30px; line-height: 1.3; font-weight: 650; margin: 8px 0 24px; max-width: 34em; text-wrap: balance; }}
 h2 {{ font-size: 19px; font-weight: 650; margin: 0 0 4px; }}
 h3 {{ font-size: 14px; font-weight: 600; margin: 12px 0 0; }}
 section p {{ margin: 0 0 14px; color: #475063; max-width: 62em; }}
@@ -142,7 +145,7 @@ const draw = chart => {
   if (plot.data || !chart.offsetParent) return;
   const figure = JSON.parse(chart.querySelector('script').textContent);
   Plotly.newPlot(plot, figure.data, figure.layout, {responsive: true, displaylogo: false, plotlyServerURL: '',
-    modeBarButtonsToRemove: ['lasso2d', 'select2d', 'autoScale2d']});
+    showSendToCloud: false, modeBarButtonsToRemove: ['sendChartToCloud', 'lasso2d', 'select2d', 'autoScale2d']});
 };
 document.querySelectorAll('.chart').forEach(draw);
 document.querySelectorAll('.tabbed').forEach(tabbed => {

@@ -12,9 +12,11 @@ from nas import query
 from nas.archive import Archive
 from nas.report.figures import ACCENT, FONT, GREY, GRID, INK, LOG_RANGE, MUTED, Points, staircase
 from nas.report.page import count, save
+from search_spaces import VLMConfig
 
 _WIDTH, _HEIGHT = 880, 500
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 28, 64, 60
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 28, 72, 60
+LABEL_KEY = "encoder, its depth x width · projector · depth x width of the decoder"
 
 
 def front_picture(archive: Archive, path: Path) -> Path:
@@ -22,7 +24,7 @@ def front_picture(archive: Archive, path: Path) -> Path:
     front, experiment = query.front(archive), archive.experiment
     members = {evaluation.id for evaluation in front}
     labelled = [
-        Labelled(e.cost.latency_s * 1e3, e.accuracy.value, query.describe(e, archive)) for e in front if e.accuracy
+        Labelled(e.cost.latency_s * 1e3, e.accuracy.value, _short(e.config(experiment))) for e in front if e.accuracy
     ]
     known = [e for e in archive.best_known() if e.id not in members]
     other = [(e.cost.latency_s * 1e3, e.accuracy.value) for e in known if e.accuracy]
@@ -44,6 +46,12 @@ class Labelled:
     label: str
 
 
+def _short(config: VLMConfig) -> str:
+    vision, language = config.vision, config.language
+    encoder, decoder = f"{vision.family} {vision.depth}x{vision.width}", f"{language.depth}x{language.width}"
+    return f"{encoder} · {config.projector.kind} · {decoder}"
+
+
 def front_svg(front: Sequence[Labelled], other: Points, title: str, x_title: str, y_title: str) -> str:
     """The front (x: less is better, y: more is better) as SVG; texts are escaped here.
 
@@ -58,7 +66,8 @@ def front_svg(front: Sequence[Labelled], other: Points, title: str, x_title: str
         f'height="{_HEIGHT}" role="img" font-family="{html.escape(FONT)}" font-size="13" fill="{INK}">',
         f"<title>{html.escape(title)}</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" rx="10" fill="#fff"/>',
-        f'<text x="{_LEFT}" y="34" font-size="17" font-weight="600">{html.escape(title)}</text>',
+        f'<text x="{_LEFT}" y="30" font-size="17" font-weight="600">{html.escape(title)}</text>',
+        _text(_LEFT, 50, LABEL_KEY, "start", MUTED, 12),
     ]
     floor, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     for value in across.ticks():

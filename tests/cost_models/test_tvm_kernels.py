@@ -21,7 +21,6 @@ from search_spaces.kernels import Kernel, KernelKind, Precision
 # torch's own FutureWarnings inside torch.export (pytree specs), not ours to mend
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": codegen.llvm_get_system_cpu()}

@@ -171,6 +171,13 @@ def test_page_loads_nothing(page: str, told: str):
     assert "Plotly.newPlot" in page
 
 
+def test_page_cannot_send_charts_to_plotlys_cloud(told: str):
+    # plotly 7 has a button for it, on by default.
+    assert "showSendToCloud: false" in told
+    assert "plotlyServerURL: ''" in told
+    assert "form-action 'none'" in told
+
+
 def test_figures_are_valid_plotly(told: str):
     figures = _figures(told)
     assert len(figures) >= 3 + 1 + 2 + 2 + 1 + 1  # pairs, agreement, history, importance, proxy, curves

@@ -1,0 +1,201 @@
+"""The command line as a user meets it: every command, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from search_spaces import SPACES
+
+COMMANDS = ("search", "front", "best", "predict", "devices", "report", "export", "measure")
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    space = SPACES["tiny"]
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(space.decode(space.sample(random.Random(0))).to_dict()))
+    return path
+
+
+def refused(result: Any, *told: str) -> None:
+    """One line on standard error, exit code 2, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    for text in told:
+        assert text in line, line
+    assert len([row for row in result.stderr.splitlines() if row.startswith("nas: ")]) == 1
+
+
+def test_a_stored_search_answers_every_question(run: Any, experiment: Callable[..., Path], tmp_path: Path) -> None:
+    done = run("search", experiment(), "--json")
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert Path(tmp_path / outcome["report"]).is_file()
+    members = outcome["front"]
+    assert members == sorted(members, key=lambda m: m["objectives"]["latency"]["value"])
+
+    front = json.loads(run("front", "--json").stdout)
+    assert front == members
+
+    best = json.loads(run("best", "--device", "raspberry-pi-4", "--json").stdout)
+    assert best["id"] == members[-1]["id"]
+    limit = members[0]["objectives"]["latency"]["value"] * 1e3 + 1e-6
+    quick = json.loads(run("best", "--max-latency-ms", str(limit), "--json").stdout)
+    assert quick["id"] == members[0]["id"]
+
+    elsewhere = json.loads(run("front", "--device", "raspberry-pi-5", "--json").stdout)
+    assert {member["device"] for member in elsewhere} == {"raspberry-pi-5"}
+
+    predicted = json.loads(run("predict", best["id"], "--device", "raspberry-pi-4", "--json").stdout)
+    assert predicted["objectives"]["latency"]["value"] == pytest.approx(best["objectives"]["latency"]["value"])
+    for phase in predicted["phases"].values():
+        assert phase["latency_s"] == pytest.approx(sum(row["total_s"] for row in phase["kernels"]))
+
+    exported = json.loads(run("export", best["id"], "-f", "config", "-o", "out", "--json").stdout)
+    again = run("predict", exported["files"][0], "--device", "raspberry-pi-4", "--json")
+    assert json.loads(again.stdout) == predicted
+
+    for shown in (run("front"), run("best"), run("predict", best["id"], "-d", "raspberry-pi-4"), run("report")):
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.strip()
+    refused(run("measure", best["id"]), "only host can be measured here")
+    refused(run("best", "--max-latency-ms", "0.0001"), "nearest reachable", "max_latency_ms")
+    refused(run("export", "zzz"), "unknown id 'zzz'")
+    refused(run("export", best["id"], "-f", "onx"), "did you mean 'onnx'")
+    refused(run("front", "--experiment", "smal"), "did you mean 'small'")
+    refused(run("front", "--device", "raspberry-pi-6"), "raspberry-pi-5")
+
+
+def test_exported_onnx_equals_torch(run: Any, experiment: Callable[..., Path]) -> None:
+    run("search", experiment(trials=2), "--json")
+    (smallest, *_) = json.loads(run("front", "--json").stdout)
+    done = run("export", smallest["id"], "-o", "out", "--json")
+    assert done.returncode == 0, done.stderr
+    exported = json.loads(done.stdout)
+    assert {Path(path).name for path in exported["files"]} >= {"vision.onnx", "prefill.onnx", "decode.onnx"}
+    assert any("largest error against torch" in note for note in exported["notes"])
+
+
+@pytest.mark.parametrize("name", [None, "raspberry-pi-4"])
+def test_devices_are_shown_with_their_basis(run: Any, name: str | None) -> None:
+    args = ["devices", *([name] if name else [])]
+    shown = run(*args)
+    assert shown.returncode == 0, shown.stderr
+    assert "raspberry-pi-4" in shown.stdout
+    assert "measured" in shown.stdout
+    assert json.loads(run(*args, "--json").stdout)
+
+
+def test_predict_reads_a_config_file(run: Any, config_file: Path) -> None:
+    predicted = json.loads(run("predict", config_file, "-d", "jetson-orin-nano", "--json").stdout)
+    assert set(predicted["phases"]) == {"vision", "projector", "prefill", "decode"}
+    assert predicted["fits_in_memory"] is True
+    assert all(number["basis"] for number in predicted["objectives"].values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"trails": 5}, ["unknown key 'trails'", "did you mean 'trials'"]),
+        ({"proxy": {"promot": 5}}, ["did you mean 'promote'"]),
+        ({"device": "raspbery-pi-4"}, ["unknown device 'raspbery-pi-4'", "raspberry-pi-4"]),
+        ({"space": "tinny"}, ["did you mean 'tiny'"]),
+        ({"objectives": ["accuracy", "latancy"]}, ["did you mean 'latency'"]),
+        ({"objectives": ["accuracy"]}, ["two or more"]),
+        ({"objectives": ["latency", "energy"]}, ["must hold accuracy"]),
+        ({"caps": {"max_latency_s": 5}}, ["did you mean 'max_latency_ms'"]),
+        ({"caps": {"max_latency_ms": 0.0001}}, ["cannot be met", "nearest reachable value"]),
+        ({"caps": {"max_latency_ms": -1}}, ["greater than 0"]),
+        ({"sampler": "nsga4"}, ["sampler"]),
+        ({"trials": 0}, ["trials", "greater than or equal to 1"]),
+        ({"proxy": {"cheap": "sinflow"}}, ["did you mean 'synflow'"]),
+        ({"cost_model": "learned"}, ["no learned predictor"]),
+        ({"data": {"source": "llava"}}, ["needs json_file and image_folder"]),
+        ({"data": {"source": "llava", "json_file": "none.json", "image_folder": "."}}, ["none.json"]),
+    ],
+)
+def test_a_bad_experiment_is_one_clear_line(
+    run: Any, experiment: Callable[..., Path], changes: dict[str, object], told: list[str]
+) -> None:
+    refused(run("search", experiment(**changes)), *told)
+
+
+def test_bad_files_are_one_clear_line_and_stay_as_they_are(
+    run: Any, experiment: Callable[..., Path], config_file: Path, tmp_path: Path
+) -> None:
+    refused(run("search", "missing.yaml"), "no such experiment file")
+    broken_yaml = tmp_path / "broken.yaml"
+    broken_yaml.write_text("name: [")
+    refused(run("search", broken_yaml), "not YAML")
+    listed = tmp_path / "list.yaml"
+    listed.write_text("- 1")
+    refused(run("search", listed), "a mapping of keys to values")
+
+    refused(run("front"), "does not exist; run `nas search` first")
+    garbage = tmp_path / "garbage.db"
+    garbage.write_bytes(b"not a database" * 100)
+    refused(run("front", "--storage", f"sqlite:///{garbage}"), "not a readable SQLite file")
+    refused(run("search", experiment(), "--storage", f"sqlite:///{garbage}"), "not a readable SQLite file")
+    assert garbage.read_bytes() == b"not a database" * 100
+    foreign = tmp_path / "foreign.db"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("create table songs (title text)")
+    connection.close()
+    before = foreign.read_bytes()
+    refused(run("search", experiment(), "--storage", f"sqlite:///{foreign}"), "another program (songs)")
+    assert foreign.read_bytes() == before
+    refused(run("front", "--storage", "nonsense://x"), "storage URL")
+
+    data = json.loads(config_file.read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**data, "version": 99}))
+    refused(run("predict", other, "-d", "raspberry-pi-4"), "version 99")
+    other.write_text(json.dumps({**data, "laguage": {}}))
+    refused(run("predict", other, "-d", "raspberry-pi-4"), "did you mean 'language'")
+    other.write_text("{")
+    refused(run("predict", other, "-d", "raspberry-pi-4"), "not JSON")
+    refused(run("predict", config_file, "-d", "../raspberry-pi-4"), "is not the name of a device")
+    refused(run("predict", config_file, "-d", "raspberry-pi-4", "--cost-model", "rofline"), "did you mean 'roofline'")
+
+
+def test_an_unreadable_image_of_the_users_data_is_named(run: Any, experiment: Callable[..., Path], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(images / f"{i}.png")
+    (images / "2.png").write_bytes(b"\x89PNG broken")
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}]
+    (tmp_path / "data.json").write_text(
+        json.dumps([{"id": str(i), "image": f"{i}.png", "conversations": turns} for i in range(4)])
+    )
+    spec = {"source": "llava", "json_file": "data.json", "image_folder": "images"}
+    refused(run("search", experiment(data=spec)), "2.png", "unreadable image")
+    assert not (tmp_path / "runs" / "nas.db").exists() or run("front").returncode == 2
+
+
+def test_help_names_every_command_and_the_readme_too(run: Any) -> None:
+    told = run("--help").stdout
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        assert f"  {command} " in told
+        assert f"nas {command}" in readme, command
+        assert "--json" in run(command, "--help").stdout
+
+
+def test_empty_front_is_one_clear_line(run: Any, experiment: Callable[..., Path], tmp_path: Path) -> None:
+    from nas.archive import Archive
+    from nas.experiment import read_experiment
+
+    (tmp_path / "runs").mkdir()
+    Archive.create(f"sqlite:///{tmp_path}/runs/nas.db", read_experiment(experiment())).close()
+    for command in ("front", "best", "report"):
+        refused(run(command), "empty")

@@ -29,20 +29,29 @@ class FeedForward(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Full self-attention over (B, T, D) with one fused projection to Q, K and V."""
+    """Full self-attention over (B, T, D). Q, K and V apart: a fused projection would be sliced apart by copies."""
 
     def __init__(self, heads: int, head_width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(heads * head_width, 3 * heads * head_width)
-        self.out = nn.Linear(heads * head_width, heads * head_width)
+        width = heads * head_width
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, h)
-        x = F.scaled_dot_product_attention(q, k, v)  # (B, H, T, h)
-        return self.out(x.transpose(1, 2).reshape(batch, tokens, width))
+        q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
+        return self.out(join_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, H * h) -> (B, H, T, h)."""
+    return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, H, T, h) -> (B, T, H * h)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 class AttentionBlock(nn.Module):
@@ -157,7 +166,8 @@ class ResamplerProjector(nn.Module):
         self.norm_tokens = nn.LayerNorm(width, EPSILON)
         self.norm_queries = nn.LayerNorm(width, EPSILON)
         self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.k = nn.Linear(width, width, bias=False)
+        self.v = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.norm = nn.LayerNorm(width, EPSILON)
         self.up = nn.Linear(width, 2 * width, bias=False)
@@ -169,10 +179,8 @@ class ResamplerProjector(nn.Module):
         latents = self.queries.expand(batch, -1, -1)
         queries = self.norm_queries(latents)
         keys = torch.cat([self.norm_tokens(self.input(x)), queries], dim=1)  # (B, T + Q, D)
-        q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, Q, h)
-        k, v = self.kv(keys).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2 x (B, H, T + Q, h)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, Q, D)
-        latents = latents + self.out(attended)
+        q, k, v = (split_heads(y, self.heads) for y in (self.q(queries), self.k(keys), self.v(keys)))
+        latents = latents + self.out(join_heads(F.scaled_dot_product_attention(q, k, v)))
         return latents + self.down(F.gelu(self.up(self.norm(latents))))
 
 
@@ -241,10 +249,10 @@ def causal_mask(tokens: int, group: int) -> Tensor:
 
 
 def _rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn (B, T, H, h) by rope (2, T, h)."""
+    """Turn (B, H, T, h) by rope (2, T, h)."""
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * rope[0, :, None] + turned * rope[1, :, None]
+    return x * rope[0] + turned * rope[1]
 
 
 class DecoderAttention(nn.Module):
@@ -253,7 +261,9 @@ class DecoderAttention(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.kv_heads, self.group, self.head_width = config.kv_heads, config.queries_per_kv_head, config.head_width
-        self.qkv = nn.Linear(config.width, config.width + 2 * config.kv_width, bias=False)
+        self.q = nn.Linear(config.width, config.width, bias=False)
+        self.k = nn.Linear(config.width, config.kv_width, bias=False)
+        self.v = nn.Linear(config.width, config.kv_width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
@@ -264,20 +274,16 @@ class DecoderAttention(nn.Module):
         `cache` is K and V of all keys and a boolean (keys, 1) that marks the row to write; without it the keys are
         the new rows.
         """
-        batch, tokens, width = x.shape
+        batch, tokens, _ = x.shape
         kv, group, head = self.kv_heads, self.group, self.head_width
-        heads = self.qkv(x).view(batch, tokens, kv * (group + 2), head)
-        turned = _rotate(heads[:, :, : kv * (group + 1)], rope)
-        q = turned[:, :, : kv * group].unflatten(2, (kv, group))  # (B, T, KV, G, h)
-        q = q.permute(0, 2, 3, 1, 4).reshape(batch, kv, group * tokens, head)
-        k = turned[:, :, kv * group :].transpose(1, 2)  # (B, KV, T, h)
-        v = heads[:, :, kv * (group + 1) :].transpose(1, 2)
+        q = _rotate(split_heads(self.q(x), kv * group), rope).reshape(batch, kv, group * tokens, head)
+        k = _rotate(split_heads(self.k(x), kv), rope)  # (B, KV, T, h)
+        v = split_heads(self.v(x), kv)
         if cache is not None:
             past_k, past_v, write = cache
             k, v = torch.where(write, k, past_k), torch.where(write, v, past_v)  # (B, KV, keys, h)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, KV, G * T, h)
-        y = y.view(batch, kv, group, tokens, head).permute(0, 3, 1, 2, 4).reshape(batch, tokens, width)
-        return self.out(y), k, v
+        return self.out(join_heads(y.reshape(batch, kv * group, tokens, head))), k, v
 
 
 class DecoderBlock(nn.Module):

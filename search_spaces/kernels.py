@@ -13,10 +13,11 @@ operations fused behind it (`epilogue`). All sizes are per single request (batch
 | norm           | 1            | rows           | width            | 1                      |                |
 | softmax        | KV heads     | query rows     | key rows         | 1                      |                |
 | pooling        | 1            | output pixels  | channels         | inputs per output      |                |
-| elementwise    | 1            | rows           | width            | number of inputs       |                |
+| elementwise    | heads or 1   | rows           | width            | number of inputs       |                |
 | gather         | 1            | rows fetched   | width            | rows of the table      |                |
 
-`scores` reads K as stored, (batch, n, k); grouped-query attention stacks the queries of a group in m, so
+`rope` also splits the heads, `transpose` copies (m, batch, n) to (batch, m, n), `concat` joins rows, and `cache_write`
+puts one row into a KV cache of m rows; `mask` adds one row to all. `scores` reads K as stored, (batch, n, k); grouped-query attention stacks the queries of a group in m, so
 that the bytes of K and V are counted once. Convolutions are square, with padding window // 2 where stride is
 smaller than the window and none where both are equal (a patch embedding).
 """
@@ -90,6 +91,7 @@ OPS_PER_ELEMENT: dict[KernelKind, dict[str, int]] = {
         "rope": 3,
         "transpose": 0,
         "concat": 0,
+        "cache_write": 1,
         "gelu": 8,
         "hardswish": 4,
     },
@@ -107,6 +109,7 @@ EPILOGUES: dict[str, tuple[int, int]] = {
     "residual": (1, 1),
     "multiply": (1, 1),
     "positions": (1, 1),
+    "mask": (1, 0),
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from search_spaces.errors import ConfigError
 from search_spaces.kernels import Kernel, KernelKind, Precision
-from search_spaces.vision import KernelGroup
+from search_spaces.vision import KernelGroup, join_heads, split_heads
 
 if TYPE_CHECKING:
     from search_spaces.blocks import LanguageDecoder
@@ -24,28 +24,38 @@ def decoder_block(
     The queries of a group are stacked in the rows of one product per KV head, so K and V are read once. A decode
     step writes its row into a KV cache of `keys` rows before it attends.
     """
-    width = kv_heads * group * head_width
-    rotated = (kv_heads * group + kv_heads) * head_width
-    prefill = tokens == keys
-    kernels = [
-        Kernel(KernelKind.NORM, tokens, width, op="rms_norm", precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, width + 2 * kv_heads * head_width, width, precision=precision),
-        Kernel(KernelKind.ELEMENTWISE, tokens, rotated, op="rope", precision=precision),
-    ]
-    if not prefill:
-        cache = Kernel(KernelKind.ELEMENTWISE, keys, kv_heads * head_width, op="concat", precision=precision)
-        kernels += [cache, cache]
-    kernels += [
-        Kernel(KernelKind.SCORES, group * tokens, keys, head_width, batch=kv_heads, precision=precision),
-        Kernel(KernelKind.SOFTMAX, group * tokens, keys, batch=kv_heads, op="causal_softmax", precision=precision),
-        Kernel(KernelKind.VALUES, group * tokens, head_width, keys, batch=kv_heads, precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, width, width, epilogue=("residual",), precision=precision),
-        Kernel(KernelKind.NORM, tokens, width, op="rms_norm", precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=("silu",), precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=("multiply",), precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, width, feed_forward, epilogue=("residual",), precision=precision),
-    ]
-    return tuple(kernels)
+    heads = kv_heads * group
+    width = heads * head_width
+
+    def linear(n: int, k: int, *epilogue: str) -> Kernel:
+        return Kernel(KernelKind.LINEAR, tokens, n, k, epilogue=epilogue, precision=precision)
+
+    def rope(batch: int) -> Kernel:
+        return Kernel(KernelKind.ELEMENTWISE, tokens, head_width, batch=batch, op="rope", precision=precision)
+
+    norm = Kernel(KernelKind.NORM, tokens, width, op="rms_norm", precision=precision)
+    rows, step = group * tokens, tokens < keys
+    write = Kernel(KernelKind.ELEMENTWISE, keys, head_width, batch=kv_heads, op="cache_write", precision=precision)
+    mask = ("mask",) if step else ()  # one row of it fuses with the product; many rows are read by the softmax
+    softmax = "softmax" if step else "causal_softmax"
+    return (
+        norm,
+        linear(width, width),
+        linear(kv_heads * head_width, width),
+        linear(kv_heads * head_width, width),
+        rope(heads),
+        rope(kv_heads),
+        *((write, write) if step else split_heads(tokens, kv_heads, head_width, precision)),
+        Kernel(KernelKind.SCORES, rows, keys, head_width, batch=kv_heads, epilogue=mask, precision=precision),
+        Kernel(KernelKind.SOFTMAX, rows, keys, batch=kv_heads, op=softmax, precision=precision),
+        Kernel(KernelKind.VALUES, rows, head_width, keys, batch=kv_heads, precision=precision),
+        *join_heads(tokens, heads, head_width, precision),
+        linear(width, width, "residual"),
+        norm,
+        linear(feed_forward, width),
+        linear(feed_forward, width, "silu", "multiply"),
+        linear(width, feed_forward, "residual"),
+    )
 
 
 @cache

@@ -50,21 +50,20 @@ class VisionLanguageModel(nn.Module):
         """Logits of every row: images (B, 3, image_px, image_px), ids (B, L) -> (B, T + L, V)."""
         return self.language.logits(self.decode(self.project(self.encode(images)), token_ids))
 
-    def prefill(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, list[Cache]]:
-        """Logits of the last row (B, V) and K, V of every layer with T + L rows."""
-        x, caches = self._rows(image_tokens, token_ids)
+    def prefill(
+        self, image_tokens: Tensor, token_ids: Tensor, tables: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, list[Cache]]:
+        """Logits of the last row (B, V) and K, V of every layer with T + L rows; `tables` as `prefill_tables` gives."""
+        x, caches = self._rows(image_tokens, token_ids, tables)
         return self.language.logits(x[:, -1:])[:, 0], caches
 
-    def step(self, token_id: Tensor, position: Tensor, caches: list[Cache]) -> tuple[Tensor, list[Cache]]:
-        """One new token: ids (B, 1), position (1,), caches of a fixed number of rows -> logits (B, V), new caches.
+    def step(
+        self, token_id: Tensor, rope: Tensor, mask: Tensor, write: Tensor, caches: list[Cache]
+    ) -> tuple[Tensor, list[Cache]]:
+        """One new token (B, 1) over caches of a fixed number of rows -> logits (B, V), new caches.
 
-        The token's K and V are written into row `position`; rows behind it are not looked at.
+        rope (2, 1, h) turns it; mask (1, rows) is added to its scores; write (rows, 1) marks where its K and V go.
         """
-        language = self.config.language
-        rows = torch.arange(caches[0][0].shape[2], device=position.device)
-        rope = rotary(position, language.head_width)
-        mask = torch.where(rows <= position, 0.0, float("-inf"))[None]  # (1, rows), the same for every query
-        write = (rows == position)[:, None]
         x = self.language.embedding(token_id)
         out: list[Cache] = []
         for block, (k, v) in zip(self.language.blocks, caches, strict=True):
@@ -72,12 +71,18 @@ class VisionLanguageModel(nn.Module):
             out.append((k, v))
         return self.language.logits(x)[:, 0], out
 
-    def _rows(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, list[Cache]]:
-        language = self.config.language
+    def prefill_tables(self, rows: int) -> tuple[Tensor, Tensor]:
+        """RoPE (2, rows, h) and causal mask (G * rows, rows) of a prefill."""
+        language, device = self.config.language, self.language.norm.weight.device
+        rope = rotary(torch.arange(rows, device=device), language.head_width)
+        return rope, causal_mask(rows, language.queries_per_kv_head).to(device)
+
+    def _rows(
+        self, image_tokens: Tensor, token_ids: Tensor, tables: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, list[Cache]]:
         x = torch.cat([image_tokens, self.language.embedding(token_ids)], dim=1)  # (B, T + L, D)
-        rows = x.shape[1]
-        rope = rotary(torch.arange(rows, device=x.device), language.head_width)
-        mask = causal_mask(rows, language.queries_per_kv_head).to(x)
+        rope, mask = self.prefill_tables(x.shape[1]) if tables is None else tables
+        rope, mask = rope.to(x.dtype), mask.to(x.dtype)
         caches: list[Cache] = []
         for block in self.language.blocks:
             x, k, v = block(x, rope, mask)
@@ -98,29 +103,51 @@ class VisionGraph(nn.Module):
 
 
 class PrefillGraph(nn.Module):
-    """Static graph: image tokens (1, T, D), ids (1, L) -> logits (1, V), then K and V of each layer."""
+    """Static graph: image tokens (1, T, D), ids (1, L) -> logits (1, V), then K and V of each layer.
 
-    def __init__(self, network: VisionLanguageModel) -> None:
+    Its tables are constants of the graph, for `rows` = T + L.
+    """
+
+    rope: Tensor
+    mask: Tensor
+
+    def __init__(self, network: VisionLanguageModel, rows: int) -> None:
         super().__init__()
         self.network = network
+        rope, mask = network.prefill_tables(rows)
+        self.register_buffer("rope", rope, persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, ...]:
         """Prefill with the caches flattened."""
-        logits, caches = self.network.prefill(image_tokens, token_ids)
+        logits, caches = self.network.prefill(image_tokens, token_ids, (self.rope, self.mask))
         return (logits, *(tensor for cache in caches for tensor in cache))
 
 
 class DecodeGraph(nn.Module):
-    """Static graph: id (1, 1), position (1,), K and V of each layer -> logits (1, V), new K and V of each layer."""
+    """Static graph: id (1, 1), position (1,), K and V of each layer -> logits (1, V), new K and V of each layer.
 
-    def __init__(self, network: VisionLanguageModel) -> None:
+    K and V of the token are written into row `position` of caches of `rows` rows; rows behind it are not looked at.
+    """
+
+    rope: Tensor
+    mask: Tensor
+    index: Tensor
+
+    def __init__(self, network: VisionLanguageModel, rows: int) -> None:
         super().__init__()
         self.network = network
+        rope, mask = network.prefill_tables(rows)
+        self.register_buffer("rope", rope, persistent=False)
+        self.register_buffer("mask", mask[:rows], persistent=False)
+        self.register_buffer("index", torch.arange(rows, device=mask.device), persistent=False)
 
     def forward(self, token_id: Tensor, position: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """One decode step with the caches flattened."""
         pairs = list(zip(caches[0::2], caches[1::2], strict=True))
-        logits, new = self.network.step(token_id, position, pairs)
+        rope, mask = self.rope.index_select(1, position), self.mask.index_select(0, position)
+        write = (self.index == position)[:, None]
+        logits, new = self.network.step(token_id, rope, mask, write, pairs)
         return (logits, *(tensor for cache in new for tensor in cache))
 
 
@@ -137,6 +164,6 @@ def graphs(network: VisionLanguageModel, workload: Workload) -> dict[str, tuple[
     position = torch.full((1,), rows - 1, dtype=torch.int64, device=device)
     return {
         "vision": (VisionGraph(network), (image,)),
-        "prefill": (PrefillGraph(network), (image_tokens, ids)),
-        "decode": (DecodeGraph(network), (ids[:, :1], position, *caches)),
+        "prefill": (PrefillGraph(network, config.prompt_length(workload)), (image_tokens, ids)),
+        "decode": (DecodeGraph(network, rows), (ids[:, :1], position, *caches)),
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from search_spaces.errors import ConfigError
 from search_spaces.kernels import Kernel, KernelKind, Precision
+from search_spaces.vision import join_heads, split_heads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -163,10 +164,14 @@ class Resampler(Projector):
         yield Kernel(KernelKind.NORM, queries, width, op="layer_norm", precision=precision)
         yield Kernel(KernelKind.ELEMENTWISE, keys, width, op="concat", precision=precision)
         yield _linear(queries, width, width, precision)
-        yield _linear(keys, 2 * width, width, precision)
+        yield _linear(keys, width, width, precision)
+        yield _linear(keys, width, width, precision)
+        yield from split_heads(queries, heads, head_width, precision)
+        yield from split_heads(keys, heads, head_width, precision) * 2
         yield Kernel(KernelKind.SCORES, queries, keys, head_width, batch=heads, precision=precision)
         yield Kernel(KernelKind.SOFTMAX, queries, keys, batch=heads, op="softmax", precision=precision)
         yield Kernel(KernelKind.VALUES, queries, head_width, keys, batch=heads, precision=precision)
+        yield from join_heads(queries, heads, head_width, precision)
         yield _linear(queries, width, width, precision, "residual")
         yield Kernel(KernelKind.NORM, queries, width, op="layer_norm", precision=precision)
         yield _linear(queries, 2 * width, width, precision, "gelu")

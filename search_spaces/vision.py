@@ -20,18 +20,33 @@ if TYPE_CHECKING:
 KernelGroup = tuple[tuple[Kernel, ...], int]
 
 
+def split_heads(tokens: int, heads: int, head_width: int, precision: Precision) -> tuple[Kernel, ...]:
+    """The copy from (tokens, heads, head_width) to (heads, tokens, head_width); none where it is a mere view."""
+    if tokens == 1 or heads == 1:
+        return ()
+    return (Kernel(KernelKind.ELEMENTWISE, tokens, head_width, batch=heads, op="transpose", precision=precision),)
+
+
+def join_heads(tokens: int, heads: int, head_width: int, precision: Precision) -> tuple[Kernel, ...]:
+    """The copy from (heads, tokens, head_width) to (tokens, heads, head_width); none where it is a mere view."""
+    return split_heads(heads, tokens, head_width, precision)
+
+
 @cache
 def attention_block(
     tokens: int, heads: int, head_width: int, feed_forward: int, precision: Precision
 ) -> tuple[Kernel, ...]:
     """Kernels of one pre-norm encoder block over (tokens, heads * head_width): LayerNorm, GELU, biases."""
     width = heads * head_width
+    project = Kernel(KernelKind.LINEAR, tokens, width, width, epilogue=("bias",), precision=precision)
     return (
         Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, 3 * width, width, epilogue=("bias",), precision=precision),
+        *(project,) * 3,
+        *split_heads(tokens, heads, head_width, precision) * 3,
         Kernel(KernelKind.SCORES, tokens, tokens, head_width, batch=heads, precision=precision),
         Kernel(KernelKind.SOFTMAX, tokens, tokens, batch=heads, op="softmax", precision=precision),
         Kernel(KernelKind.VALUES, tokens, head_width, tokens, batch=heads, precision=precision),
+        *join_heads(tokens, heads, head_width, precision),
         Kernel(KernelKind.LINEAR, tokens, width, width, epilogue=("bias", "residual"), precision=precision),
         Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision),
         Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=("bias", "gelu"), precision=precision),

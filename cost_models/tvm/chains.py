@@ -202,6 +202,9 @@ def _elementwise(kernel: Kernel, scope: _Scope) -> Expr:
         parts = [scope.operand("x", (1, batch, size, n)) for size in (m - 1, 1)]
         return relax.op.concat(parts, 2)
     x = scope.operand("x", (1, batch, m, n))
+    if kernel.op == "cache_write":
+        new, write = scope.operand("new", (1, batch, 1, n)), scope.operand("write", (m, 1), below=2)
+        return relax.op.where(relax.op.astype(write, "bool"), new, x)
     if kernel.op in ("gelu", "hardswish"):
         return relax.op.nn.gelu(x) if kernel.op == "gelu" else _hardswish(x)
     combine = relax.op.add if kernel.op == "add" else relax.op.multiply

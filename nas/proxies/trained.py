@@ -1,11 +1,12 @@
 """The `trained` proxy: train a candidate for a fixed number of small steps and see what it answers.
 
-What makes half a minute of one core enough, with the points it is worth (a 0.4 M model, 48 px scenes, 400 steps):
+What makes half a minute of one core enough. In brackets: points it was worth in single runs of a 0.4 M model on 48 px
+scenes; equal runs with other seeds differ by several points, so only the large ones are sure.
 - Dense supervision where the data has region labels: image tokens must match the embedding of the words for what
   stands in each cell (9), and a head on the vision tokens must name it (3).
-- Muon for every matrix (momentum whose singular values are made equal), patch filter included; AdamW for the rest
-  (more than 15; the patch filter alone 8).
-- Small batches and many steps (4), momentum 0.85 rather than 0.95 (7), small embeddings at the start (5).
+- Muon for every matrix (momentum whose singular values are made equal), patch filter included (8 for that filter
+  alone); AdamW for the rest.
+- Momentum 0.85 rather than 0.95 (7), small embeddings at the start (5).
 - Several turns share one encoding of the image. Turns cannot see each other and all start at the same position, so
   that training asks exactly what evaluation asks: one question alone (3).
 """
@@ -35,7 +36,7 @@ Progress = Callable[[int, int, float], None]
 
 #: Pixels enter the network as (value / 255 - IMAGE_MEAN) / IMAGE_STD.
 IMAGE_MEAN, IMAGE_STD = 0.3, 0.3
-#: Standard deviation of the word embeddings before training; wider ones cost five points.
+#: Standard deviation of the word embeddings before training; wider ones learn more slowly.
 _EMBEDDING_STD = 0.02
 _IGNORED = -100
 _WEIGHTS_FORMAT = "edge-vlm-nas weights 1"

@@ -18,7 +18,7 @@ from nas.report.page import badge, chart, count, section, table
 
 #: Knob importance needs this many trials, and takes no more than the first so many: later ones crowd near the front.
 IMPORTANCE_TRIALS = (20, 200)
-IMPORTANCE_FORESTS, IMPORTANCE_TREES = 3, 12
+IMPORTANCE_FORESTS, IMPORTANCE_TREES = 3, 8
 
 
 def history_section(found: Findings) -> str:

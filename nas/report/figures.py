@@ -118,7 +118,7 @@ def lines_figure(lines: Mapping[str, Points], titles: tuple[str, str], *, strong
 
 
 def bars_figure(shares: Mapping[str, Sequence[float]], colour: str) -> Figure:
-    """Horizontal bars of repeated shares 0 to 1: mean, and a whisker from the lowest to the highest; names are escaped."""
+    """Bars of repeated shares, 0 to 1: their mean, and a whisker from lowest to highest; names are already escaped."""
     means = {name: sum(found) / len(found) for name, found in shares.items()}
     names = sorted(means, key=lambda name: means[name])
     values = [means[name] for name in names]
@@ -133,7 +133,7 @@ def bars_figure(shares: Mapping[str, Sequence[float]], colour: str) -> Figure:
             "symmetric": False,
             "array": [max(shares[name]) - means[name] for name in names],
             "arrayminus": [means[name] - min(shares[name]) for name in names],
-            "color": MUTED,
+            "color": INK,
             "thickness": 1.2,
             "width": 3,
         },

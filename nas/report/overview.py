@@ -108,8 +108,8 @@ def front_section(found: Findings) -> str:
     refusals = sum(bool(evaluation.refused) for evaluation in found.cheap)
     left_out = f" {refusals} more broke a cap ({caps}) and are not shown." if refusals else " None broke a cap."
     lower = (
-        f" Candidates that were not trained have no accuracy: grey, the panel below shows the {found.cheap_proxy} score"
-        " of all of them, which only ranks."
+        f" An accuracy is known of the trained only; of all candidates, grey, the panel under it shows the "
+        f"{found.cheap_proxy} score, which only ranks."
         if found.trained
         else " Nothing has been trained yet: the score only ranks."
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from optuna.samplers import RandomSampler
 from scipy.stats import kendalltau
 
 from cost_models.roofline import RooflineModel
@@ -38,7 +39,7 @@ def synthetic(
     profile = load(experiment.device)
     pricer = Pricer(RooflineModel(profile), experiment.workload.workload())
     archive, choices = Archive.create(url, experiment), distributions(experiment)
-    study = archive.study("cheap")
+    study = archive.study("cheap", RandomSampler(seed=experiment.seed))
     for _ in range(trials):
         trial = study.ask(dict(choices))
         config = space.decode(trial.params).with_vocabulary(96)
@@ -166,7 +167,7 @@ def test_hostile_text_is_escaped(told: str):
 
 def test_page_loads_nothing(page: str, told: str):
     assert not re.search(r"<(?:link|iframe|img|object|embed|base)\b|<script[^>]*\bsrc\b", told)
-    assert "http" not in told.replace("http-equiv", "")
+    assert not re.search(r"\b(?:src|href|action|srcset)\s*=|url\(|@import|\bfetch\(", told)
     assert "default-src 'none'" in page
     assert "Plotly.newPlot" in page
 

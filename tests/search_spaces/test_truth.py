@@ -68,11 +68,11 @@ def test_decode_steps_continue_a_prefill_exactly(seed: int) -> None:
     tokens = torch.randint(config.language.vocabulary, (1, 6))
     image_tokens = torch.randn(1, config.image_tokens, config.language.width)
     with torch.no_grad():
-        logits, *caches = PrefillGraph(network)(image_tokens, tokens[:, :4])
         rows = config.image_tokens + 6
+        logits, *caches = PrefillGraph(network, rows - 2)(image_tokens, tokens[:, :4])
         padded = [torch.nn.functional.pad(cache, (0, 0, 0, rows - cache.shape[2])) for cache in caches]
         for step in (4, 5):
             position = torch.tensor([config.image_tokens + step])
-            logits, *padded = DecodeGraph(network)(tokens[:, step : step + 1], position, *padded)
-        whole, *_ = PrefillGraph(network)(image_tokens, tokens)
+            logits, *padded = DecodeGraph(network, rows)(tokens[:, step : step + 1], position, *padded)
+        whole, *_ = PrefillGraph(network, rows)(image_tokens, tokens)
     assert torch.allclose(logits, whole, atol=1e-4, rtol=1e-4)

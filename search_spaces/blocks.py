@@ -234,12 +234,16 @@ class LdpV2Projector(nn.Module):
         return to_tokens(self.depthwise(y) + y)
 
 
-def rotary(positions: Tensor, head_width: int) -> Tensor:
-    """Cosines and sines of RoPE: positions (T,) -> (2, T, h), each half of h the same frequencies."""
+#: Cosines and sines, each (T, h).
+Rope = tuple[Tensor, Tensor]
+
+
+def rotary(positions: Tensor, head_width: int) -> Rope:
+    """Cosines and sines of RoPE at positions (T,); each half of h has the same frequencies."""
     steps = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32)
     angles = positions.float()[:, None] * ROPE_BASE ** (-steps / head_width)  # (T, h / 2)
     angles = torch.cat([angles, angles], dim=1)
-    return torch.stack([angles.cos(), angles.sin()])
+    return angles.cos(), angles.sin()
 
 
 def causal_mask(tokens: int, group: int) -> Tensor:
@@ -248,8 +252,8 @@ def causal_mask(tokens: int, group: int) -> Tensor:
     return mask.repeat(group, 1)
 
 
-def _rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn (B, H, T, h) by rope (2, T, h)."""
+def _rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Turn (B, H, T, h) by its positions."""
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
     return x * rope[0] + turned * rope[1]
@@ -267,9 +271,9 @@ class DecoderAttention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, rope: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor, Tensor] | None = None
+        self, x: Tensor, rope: Rope, mask: Tensor, cache: tuple[Tensor, Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, D), rope (2, T, h), mask (G * T, keys) -> (B, T, D), K and V (B, KV heads, keys, h).
+        """(B, T, D), mask (G * T, keys) -> (B, T, D), K and V (B, KV heads, keys, h).
 
         `cache` is K and V of all keys and a boolean (keys, 1) that marks the row to write; without it the keys are
         the new rows.
@@ -299,7 +303,7 @@ class DecoderBlock(nn.Module):
         self.down = nn.Linear(config.feed_forward, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, rope: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor, Tensor] | None = None
+        self, x: Tensor, rope: Rope, mask: Tensor, cache: tuple[Tensor, Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `DecoderAttention.forward`."""
         attended, k, v = self.attention(self.norm1(x), rope, mask, cache)

@@ -33,9 +33,12 @@ def decoder_block(
     def rope(batch: int) -> Kernel:
         return Kernel(KernelKind.ELEMENTWISE, tokens, head_width, batch=batch, op="rope", precision=precision)
 
+    def write(op: str) -> Kernel:
+        return Kernel(KernelKind.ELEMENTWISE, keys, head_width, batch=kv_heads, op=op, precision=precision)
+
+    split = split_heads(tokens, kv_heads, head_width, precision)
     norm = Kernel(KernelKind.NORM, tokens, width, op="rms_norm", precision=precision)
     rows, step = group * tokens, tokens < keys
-    write = Kernel(KernelKind.ELEMENTWISE, keys, head_width, batch=kv_heads, op="cache_write", precision=precision)
     mask = ("mask",) if step else ()  # one row of it fuses with the product; many rows are read by the softmax
     softmax = "softmax" if step else "causal_softmax"
     return (
@@ -44,8 +47,7 @@ def decoder_block(
         linear(kv_heads * head_width, width),
         linear(kv_heads * head_width, width),
         rope(heads),
-        rope(kv_heads),
-        *((write, write) if step else split_heads(tokens, kv_heads, head_width, precision)),
+        *((write("rope_cache_write"), write("cache_write")) if step else (rope(kv_heads), *split)),
         Kernel(KernelKind.SCORES, rows, keys, head_width, batch=kv_heads, epilogue=mask, precision=precision),
         Kernel(KernelKind.SOFTMAX, rows, keys, batch=kv_heads, op=softmax, precision=precision),
         Kernel(KernelKind.VALUES, rows, head_width, keys, batch=kv_heads, precision=precision),

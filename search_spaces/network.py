@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from search_spaces.blocks import causal_mask, rotary
+from search_spaces.blocks import Rope, causal_mask, rotary
 from search_spaces.kernels import Workload
 
 if TYPE_CHECKING:
@@ -51,38 +51,38 @@ class VisionLanguageModel(nn.Module):
         return self.language.logits(self.decode(self.project(self.encode(images)), token_ids))
 
     def prefill(
-        self, image_tokens: Tensor, token_ids: Tensor, tables: tuple[Tensor, Tensor] | None = None
+        self, image_tokens: Tensor, token_ids: Tensor, tables: tuple[Rope, Tensor] | None = None
     ) -> tuple[Tensor, list[Cache]]:
         """Logits of the last row (B, V) and K, V of every layer with T + L rows; `tables` as `prefill_tables` gives."""
         x, caches = self._rows(image_tokens, token_ids, tables)
-        return self.language.logits(x[:, -1:])[:, 0], caches
+        return self.language.logits(x[:, -1:]).squeeze(1), caches
 
     def step(
-        self, token_id: Tensor, rope: Tensor, mask: Tensor, write: Tensor, caches: list[Cache]
+        self, token_id: Tensor, rope: Rope, mask: Tensor, write: Tensor, caches: list[Cache]
     ) -> tuple[Tensor, list[Cache]]:
         """One new token (B, 1) over caches of a fixed number of rows -> logits (B, V), new caches.
 
-        rope (2, 1, h) turns it; mask (1, rows) is added to its scores; write (rows, 1) marks where its K and V go.
+        rope, for one row, turns it; mask (1, rows) is added to its scores; write (rows, 1) marks where its K and V go.
         """
         x = self.language.embedding(token_id)
         out: list[Cache] = []
         for block, (k, v) in zip(self.language.blocks, caches, strict=True):
             x, k, v = block(x, rope, mask, (k, v, write))
             out.append((k, v))
-        return self.language.logits(x)[:, 0], out
+        return self.language.logits(x).squeeze(1), out
 
-    def prefill_tables(self, rows: int) -> tuple[Tensor, Tensor]:
-        """RoPE (2, rows, h) and causal mask (G * rows, rows) of a prefill."""
+    def prefill_tables(self, rows: int) -> tuple[Rope, Tensor]:
+        """RoPE for `rows` positions and causal mask (G * rows, rows) of a prefill."""
         language, device = self.config.language, self.language.norm.weight.device
         rope = rotary(torch.arange(rows, device=device), language.head_width)
         return rope, causal_mask(rows, language.queries_per_kv_head).to(device)
 
     def _rows(
-        self, image_tokens: Tensor, token_ids: Tensor, tables: tuple[Tensor, Tensor] | None = None
+        self, image_tokens: Tensor, token_ids: Tensor, tables: tuple[Rope, Tensor] | None = None
     ) -> tuple[Tensor, list[Cache]]:
         x = torch.cat([image_tokens, self.language.embedding(token_ids)], dim=1)  # (B, T + L, D)
-        rope, mask = self.prefill_tables(x.shape[1]) if tables is None else tables
-        rope, mask = rope.to(x.dtype), mask.to(x.dtype)
+        (cosines, sines), mask = self.prefill_tables(x.shape[1]) if tables is None else tables
+        rope, mask = (cosines.to(x.dtype), sines.to(x.dtype)), mask.to(x.dtype)
         caches: list[Cache] = []
         for block in self.language.blocks:
             x, k, v = block(x, rope, mask)
@@ -102,50 +102,44 @@ class VisionGraph(nn.Module):
         return self.network.project(self.network.encode(image))
 
 
-class PrefillGraph(nn.Module):
-    """Static graph: image tokens (1, T, D), ids (1, L) -> logits (1, V), then K and V of each layer.
+class _StaticGraph(nn.Module):
+    """A network with RoPE and causal mask for `rows` rows as constants."""
 
-    Its tables are constants of the graph, for `rows` = T + L.
-    """
-
-    rope: Tensor
-    mask: Tensor
-
-    def __init__(self, network: VisionLanguageModel, rows: int) -> None:
-        super().__init__()
-        self.network = network
-        rope, mask = network.prefill_tables(rows)
-        self.register_buffer("rope", rope, persistent=False)
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, ...]:
-        """Prefill with the caches flattened."""
-        logits, caches = self.network.prefill(image_tokens, token_ids, (self.rope, self.mask))
-        return (logits, *(tensor for cache in caches for tensor in cache))
-
-
-class DecodeGraph(nn.Module):
-    """Static graph: id (1, 1), position (1,), K and V of each layer -> logits (1, V), new K and V of each layer.
-
-    K and V of the token are written into row `position` of caches of `rows` rows; rows behind it are not looked at.
-    """
-
-    rope: Tensor
+    cosines: Tensor
+    sines: Tensor
     mask: Tensor
     index: Tensor
 
     def __init__(self, network: VisionLanguageModel, rows: int) -> None:
         super().__init__()
         self.network = network
-        rope, mask = network.prefill_tables(rows)
-        self.register_buffer("rope", rope, persistent=False)
-        self.register_buffer("mask", mask[:rows], persistent=False)
-        self.register_buffer("index", torch.arange(rows, device=mask.device), persistent=False)
+        (cosines, sines), mask = network.prefill_tables(rows)
+        constants = {"cosines": cosines, "sines": sines, "mask": mask, "index": torch.arange(rows, device=mask.device)}
+        for name, constant in constants.items():
+            self.register_buffer(name, constant, persistent=False)
+
+
+class PrefillGraph(_StaticGraph):
+    """Static graph: image tokens (1, T, D), ids (1, L) -> logits (1, V), then K and V of each layer; rows = T + L."""
+
+    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, ...]:
+        """Prefill with the caches flattened."""
+        tables = (self.cosines, self.sines), self.mask
+        logits, caches = self.network.prefill(image_tokens, token_ids, tables)
+        return (logits, *(tensor for cache in caches for tensor in cache))
+
+
+class DecodeGraph(_StaticGraph):
+    """Static graph: id (1, 1), position (1,), K and V of each layer -> logits (1, V), new K and V of each layer.
+
+    K and V of the token are written into row `position` of caches of `rows` rows; rows behind it are not looked at.
+    """
 
     def forward(self, token_id: Tensor, position: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """One decode step with the caches flattened."""
         pairs = list(zip(caches[0::2], caches[1::2], strict=True))
-        rope, mask = self.rope.index_select(1, position), self.mask.index_select(0, position)
+        rope = self.cosines.index_select(0, position), self.sines.index_select(0, position)
+        mask = self.mask[: len(self.index)].index_select(0, position)
         write = (self.index == position)[:, None]
         logits, new = self.network.step(token_id, rope, mask, write, pairs)
         return (logits, *(tensor for cache in new for tensor in cache))

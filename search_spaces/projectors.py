@@ -207,14 +207,16 @@ class Ldp(Projector):
         squeeze = self.squeeze(width)
         for tokens, stride in ((grid * grid, 1), (self.tokens(grid), 2)):
             yield Kernel(KernelKind.DEPTHWISE_CONV, tokens, width, 9, window=3, stride=stride, precision=precision)
-            yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", epilogue=("hardswish",), precision=precision)
+            yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision)
+            yield Kernel(KernelKind.ELEMENTWISE, tokens, width, op="hardswish", precision=precision)
             yield Kernel(KernelKind.POOLING, 1, width, tokens, op="average", precision=precision)
             yield _linear(1, squeeze, width, precision, "bias", "relu")
             yield _linear(1, width, squeeze, precision, "bias", "hardsigmoid")
             yield Kernel(KernelKind.ELEMENTWISE, tokens, width, op="multiply", precision=precision)
             yield _linear(tokens, width, width, precision)
-            tail = ("residual",) if stride == 1 else ()
-            yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", epilogue=tail, precision=precision)
+            yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision)
+            if stride == 1:
+                yield Kernel(KernelKind.ELEMENTWISE, tokens, width, 2, op="add", precision=precision)
 
     def parameters(self, grid: int, vision_width: int, width: int) -> int:
         squeeze = self.squeeze(width)

@@ -116,11 +116,11 @@ def _conv(kernel: Kernel, scope: _Scope) -> Expr:
         return _linear(kernel, scope)
     channels = kernel.k // window**2
     size = side * stride
-    embedding = window == stride
-    x = scope.operand("x", (1, channels, size, size) if embedding else (1, size, size, channels))
+    padding = 0 if window == stride else window // 2
+    first = products.reads_channels_first(channels, (window, window), stride, padding)
+    x = scope.operand("x", (1, channels, size, size) if first else (1, size, size, channels))
     lanes = scope.machine.lanes
     w = scope.operand("w", (products.panels(n, scope.machine), window, window, channels, lanes), own=True)
-    padding = 0 if embedding else window // 2
     function = products.conv(size, size, channels, n, (window, window), stride, padding, scope.machine)
     return scope.call(function, "conv", [x, w], (1, side, side, n))
 
@@ -202,8 +202,11 @@ def _elementwise(kernel: Kernel, scope: _Scope) -> Expr:
         parts = [scope.operand("x", (1, batch, size, n)) for size in (m - 1, 1)]
         return relax.op.concat(parts, 2)
     x = scope.operand("x", (1, batch, m, n))
-    if kernel.op == "cache_write":
-        new, write = scope.operand("new", (1, batch, 1, n)), scope.operand("write", (m, 1), below=2)
+    if kernel.op in ("cache_write", "rope_cache_write"):
+        new: Expr = scope.operand("new", (1, batch, 1, n))
+        if kernel.op == "rope_cache_write":
+            new = _rope(new, scope.operand("cosines", (1, n)), scope.operand("sines", (1, n)), n)
+        write = scope.operand("write", (m, 1), below=2)
         return relax.op.where(relax.op.astype(write, "bool"), new, x)
     if kernel.op in ("gelu", "hardswish"):
         return relax.op.nn.gelu(x) if kernel.op == "gelu" else _hardswish(x)
@@ -242,6 +245,7 @@ _UNARY_EPILOGUES: dict[str, Callable[[Expr], Expr]] = {
 _BINARY_EPILOGUES: dict[str, Callable[[Expr, Expr], Expr]] = {
     "bias": relax.op.add,
     "residual": relax.op.add,
+    "mask": relax.op.add,
     "positions": relax.op.add,
     "multiply": relax.op.multiply,
 }
@@ -254,7 +258,8 @@ def _epilogue(name: str, x: Expr, shape: Shape, scope: _Scope) -> Expr:
         known = ", ".join(sorted((*_UNARY_EPILOGUES, *_BINARY_EPILOGUES)))
         raise ValueError(f"no schedule for epilogue {name!r}; known: {known}")
     own = name in ("bias", "positions")
-    return _BINARY_EPILOGUES[name](x, scope.operand(name, shape[-1:] if name == "bias" else shape, own=own))
+    size = {"bias": shape[-1:], "mask": (1, shape[-1])}.get(name, shape)
+    return _BINARY_EPILOGUES[name](x, scope.operand(name, size, own=own))
 
 
 def _fused(kernel: Kernel, target: Target) -> tuple[PrimFunc, tuple[Operand, ...], Shape]:

@@ -51,6 +51,11 @@ class CompiledProgram:
         self.executable.export_library(str(path))
 
 
+def load_program(path: Path | str) -> CompiledProgram:
+    """Load what `export_library` wrote, from a file of this program's own making: a library is code."""
+    return CompiledProgram(tvm.runtime.load_module(str(path)), ())
+
+
 def compile_program(exported_program: torch.export.ExportedProgram, target: Mapping[str, object]) -> CompiledProgram:
     """Compile an exported torch program with static shapes; its parameters become packed constants."""
     module = from_exported_program(

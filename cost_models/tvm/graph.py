@@ -243,8 +243,8 @@ class _KernelRewriter(LayoutRewriter):
         elif groups == 1 and window == [1, 1] and (stride, pad) == (1, 0):
             out = self._linear(self._channels_last(x), filters[:, :, 0, 0])
         elif groups == 1:
-            embedding = window == [stride, stride] and pad == 0
-            image = x if embedding else self._channels_last(x)
+            first = products.reads_channels_first(channels, tuple(window), stride, pad)
+            image = x if first else self._channels_last(x)
             function = products.conv(height, width, channels, n, tuple(window), stride, pad, self._machine)
             out = self._call(function, "conv", [image, relax.const(pack_conv(filters, self._machine))], shape)
         else:

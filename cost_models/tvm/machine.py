@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import tvm_ffi
 from tvm.target import Target, codegen
 
 
@@ -19,6 +20,11 @@ class Machine:
     def accumulators(self) -> int:
         """Registers a tile may occupy: the rest holds weights, a broadcast value and addresses."""
         return self.registers - 4
+
+
+def host_cpu() -> str:
+    """LLVM's name of the processor that this runs on, e.g. znver4."""
+    return str(tvm_ffi.get_global_func("target.llvm_get_system_cpu")())
 
 
 def tvm_target(target: Mapping[str, object]) -> Target:

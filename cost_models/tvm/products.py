@@ -210,17 +210,21 @@ def output_size(size: int, window: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - window) // stride + 1
 
 
+def reads_channels_first(channels: int, window: tuple[int, int], stride: int, padding: int) -> bool:
+    """Whether a convolution is a patch embedding of the picture, which arrives channels-first and is not transposed."""
+    return window == (stride, stride) and padding == 0 and channels <= 4
+
+
 @lru_cache(maxsize=4096)
 def conv(
     height: int, width: int, channels: int, n: int, window: tuple[int, int], stride: int, padding: int, machine: Machine
 ) -> PrimFunc:
     """Image (1, height, width, channels) and weights (panels, wy, wx, channels, lanes): (1, height', width', n).
 
-    A patch embedding (window == stride, no padding) reads its image as (1, channels, height, width), as cameras
-    deliver it, and needs no transpose.
+    A patch embedding of the picture itself (see `reads_channels_first`) reads (1, channels, height, width).
     """
     lanes = machine.lanes
-    channels_first = window == (stride, stride) and padding == 0
+    channels_first = reads_channels_first(channels, window, stride, padding)
     x = te.placeholder((1, channels, height, width) if channels_first else (1, height, width, channels), name="x")
     w = te.placeholder((panels(n, machine), *window, channels, lanes), name="w")
     out_y = output_size(height, window[0], stride, padding)

@@ -96,8 +96,8 @@ def agreement_figure(phases: Mapping[str, Sequence[Dot]]) -> Figure:
         for phase, dots in phases.items()
     ]
     layout, ends = _layout(470), [math.log10(low), math.log10(high)]
-    layout["xaxis"] |= {"title": {"text": "measured, ms"}, "type": "log", "range": ends, "dtick": "D2"}
-    layout["yaxis"] |= {"title": {"text": "predicted, ms"}, "type": "log", "range": ends, "dtick": "D2"}
+    layout["xaxis"] |= {"title": {"text": "measured, ms"}, "range": ends, **log_axis(low, high)}
+    layout["yaxis"] |= {"title": {"text": "predicted, ms"}, "range": ends, **log_axis(low, high)}
     return {"data": [*lines, *marks], "layout": layout}
 
 
@@ -179,7 +179,14 @@ def _axis() -> dict[str, Any]:
 def _scale(dots: Sequence[Dot]) -> dict[str, Any]:
     values = [dot.x for dot in dots]
     wide = min(values) > 0 and max(values) / min(values) > LOG_RANGE
-    return {"type": "log", "dtick": "D2"} if wide else {"rangemode": "tozero"}
+    return log_axis(min(values), max(values)) if wide else {"rangemode": "tozero"}
+
+
+def log_axis(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis labelled at 1, 2, 5, 10, 20 ...: plotly on its own writes a 2 where 20 is."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{mantissa}e{decade}") for decade in decades for mantissa in (1, 2, 5)]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _layout(height: int) -> dict[str, Any]:

@@ -156,8 +156,8 @@ def table_section(found: Findings) -> str:
     held = " Test accuracy is of images that neither training nor the search saw." if tested else ""
     key = f'<p class="key">Where the time of a request goes: {shares}</p>'
     intro = (
-        "Most accurate first. First token = vision + projector + prefill; request = first token + "
-        f"{found.experiment.workload.new_tokens} × decode. “Off by” is predicted / measured − 1. "
+        f"{'Most accurate' if found.trained else 'Highest score'} first. First token = vision + projector + prefill; "
+        f"request = first token + {found.experiment.workload.new_tokens} × decode. “Off by”: predicted / measured − 1. "
         f"Relative error: an export against torch, share of the largest output.{held}{where}{caps}"
     )
     return section(f"The {count(len(rows), 'model')} of the front", intro, table(head, rows, groups), key)

@@ -1,7 +1,9 @@
 """Timed kernels where the table has them, and a learned predictor of all others.
 
-Boosted trees (LightGBM) predict log(latency / roofline): the roofline carries the scale, the trees the efficiency.
-The model is stored as LightGBM's own text in the profile's folder, beside its error on kernels it had not seen.
+Two stages, each fitted on relative error. Per family of kernels, seconds as a sum of non-negative prices: of a call,
+of padded operations, of weight bytes, of activation bytes, of transcendental epilogues. Then boosted trees (LightGBM)
+on the logarithm of what is left: tails of tiles, odd sizes, caches. Stored as text in the profile's folder, beside the
+error on kernels that a fold had not seen.
 """
 
 from __future__ import annotations
@@ -19,17 +21,19 @@ from numpy.typing import NDArray
 
 from cost_models import table
 from cost_models.errors import CostError
-from cost_models.roofline import RooflineModel
 from hardware_profiles import Basis, Profile
 from search_spaces import Kernel, KernelKind
+from search_spaces.kernels import OPS_PER_ELEMENT
 
 #: Fewer timed kernels than this make no predictor.
 LEAST_KERNELS = 40
 FOLDS = 5
-_PARAMETERS: dict[str, Any] = {
-    "objective": "l1",
-    "num_leaves": 15,
-    "min_data_in_leaf": 4,
+#: No call of a kernel is quicker than this.
+LEAST_S = 5e-8
+_TREES: dict[str, Any] = {
+    "objective": "l2",
+    "num_leaves": 8,
+    "min_data_in_leaf": 3,
     "learning_rate": 0.05,
     "feature_fraction": 0.8,
     "bagging_fraction": 0.8,
@@ -42,8 +46,11 @@ _PARAMETERS: dict[str, Any] = {
 }
 _ROUNDS = 400
 _KINDS = list(KernelKind)
-#: Vector and register tiles whose remainders make a kernel slower.
-_TILES = (4, 6, 8, 16, 32)
+#: Columns that one packed panel of weights holds: fp32 values of the widest vectors.
+_PANEL = 16
+#: Epilogues with an exponential inside.
+_TRANSCENDENTAL = frozenset({"gelu", "silu"})
+_READS_ANOTHER = frozenset({"residual", "multiply", "positions"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,64 +64,68 @@ class PredictorError:
 
 
 class LearnedModel:
-    """The table's seconds for timed kernels (basis measured), the trees' for others (basis predicted)."""
+    """The table's seconds for timed kernels (basis measured), the predictor's for others (basis predicted)."""
 
-    def __init__(self, profile: Profile, rows: Mapping[Kernel, table.TableRow], model_text: str, error: PredictorError):
+    def __init__(
+        self,
+        profile: Profile,
+        rows: Mapping[Kernel, table.TableRow],
+        prices: Mapping[str, Sequence[float]],
+        trees: str,
+        error: PredictorError,
+    ) -> None:
         import lightgbm
 
         self.profile, self.error = profile, error
-        self._rows, self._text = rows, model_text
-        self._booster = lightgbm.Booster(model_str=model_text)
-        self._roofline = RooflineModel(profile)
-        self._kinds = {kernel.kind for kernel in rows}
+        self._rows, self._prices, self._text = rows, prices, trees
+        self._trees = lightgbm.Booster(model_str=trees)
         self._peak = profile.formula_peak_ops_per_s
 
     @classmethod
     def of(cls, profile: Profile) -> LearnedModel:
-        """The stored model of a profile; raises CostError where it has none."""
+        """The stored model of a profile; raises CostError where it has none or a broken one."""
         rows = table.read(profile.kernels_csv)
         if not cls.is_fitted(profile):
             raise CostError(
                 f"{profile.name} has no learned predictor ({len(rows)} timed kernels); use the cost model roofline, "
                 "or run `nas search` on it, which times its kernels first"
             )
-        error = PredictorError(**json.loads(_error_path(profile).read_text(encoding="utf-8")))
-        return cls(profile, rows, _model_path(profile).read_text(encoding="utf-8"), error)
+        path = _predictor_path(profile)
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            return cls(profile, rows, stored["prices"], stored["trees"], PredictorError(**stored["error"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CostError(f"{path}: not a predictor of this release ({error}); delete it to fit it anew") from None
 
     @staticmethod
     def is_fitted(profile: Profile) -> bool:
         """Whether the profile's folder holds a predictor."""
-        return _model_path(profile).is_file() and _error_path(profile).is_file()
+        return _predictor_path(profile).is_file()
 
     @classmethod
     def fit(cls, profile: Profile) -> LearnedModel:
         """Fit on the profile's table; raises CostError for too few kernels. `save` stores it."""
-        import lightgbm
-
         rows = table.read(profile.kernels_csv)
         if len(rows) < LEAST_KERNELS:
-            raise CostError(
-                f"a predictor needs {LEAST_KERNELS} timed kernels, but {profile.kernels_csv} has {len(rows)}"
-            )
+            raise CostError(f"a predictor needs {LEAST_KERNELS} timed kernels, but {profile.kernels_csv} has {len(rows)}")
         kernels = list(rows)
-        x, base = features(kernels), RooflineModel(profile).latencies_s(kernels)
-        latency = np.array([rows[kernel].latency_s for kernel in kernels])
-        y = np.log(latency / base)
+        latency = np.array([row.mean_s for row in rows.values()])
         fold = np.random.default_rng(0).permutation(len(kernels)) % FOLDS
         held_out = np.empty(len(kernels))
         for i in range(FOLDS):
-            trees = lightgbm.train(_PARAMETERS, lightgbm.Dataset(x[fold != i], y[fold != i]), _ROUNDS)
-            held_out[fold == i] = trees.predict(x[fold == i])
-        relative = np.abs(np.exp(held_out - y) - 1.0)
-        noise = np.array([rows[kernel].repeat_error for kernel in kernels])
+            seen, unseen = np.flatnonzero(fold != i), np.flatnonzero(fold == i)
+            prices, trees = _fit([kernels[j] for j in seen], latency[seen])
+            held_out[unseen] = _predict([kernels[j] for j in unseen], prices, trees)
+        relative = np.abs(held_out / latency - 1.0)
+        noise = np.array([row.repeat_error for row in rows.values()])
         error = PredictorError(
             kernels=len(kernels),
             within_10_percent=float(np.mean(relative <= 0.1)),
             mape=float(relative.mean()),
             noise_within_10_percent=float(np.mean(noise <= 0.1)),
         )
-        trees = lightgbm.train(_PARAMETERS, lightgbm.Dataset(x, y), _ROUNDS)
-        return cls(profile, rows, trees.model_to_string(), error)
+        prices, trees = _fit(kernels, latency)
+        return cls(profile, rows, prices, trees.model_to_string(), error)
 
     def told(self) -> str:
         """The predictor and its held-out error in a few words."""
@@ -125,30 +136,77 @@ class LearnedModel:
         )
 
     def save(self) -> None:
-        """Write the trees and their error into the profile's folder."""
-        _model_path(self.profile).write_text(self._text, encoding="utf-8")
-        _error_path(self.profile).write_text(json.dumps(asdict(self.error)) + "\n", encoding="utf-8")
+        """Write the predictor and its error into the profile's folder."""
+        stored = {"error": asdict(self.error), "prices": dict(self._prices), "trees": self._text}
+        path = _predictor_path(self.profile)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(stored) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
     def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
         """As `CostModel.latencies_s`; a kind that was never timed raises CostError."""
         for kernel in kernels:
-            if kernel.kind not in self._kinds:
-                known = ", ".join(sorted(self._kinds))
+            if kernel not in self._rows and _family(kernel) not in self._prices:
+                known = ", ".join(sorted(self._prices))
                 raise CostError(f"{self.profile.name} has no timed kernels like {kernel} (known kinds: {known})")
-        seconds = self._roofline.latencies_s(kernels)
-        unseen = [i for i, kernel in enumerate(kernels) if kernel not in self._rows]
-        if unseen:
-            seconds[unseen] *= np.exp(self._booster.predict(features([kernels[i] for i in unseen])))
-            bound = [kernels[i].ops / self._peak for i in unseen]
-            seconds[unseen] = np.maximum(seconds[unseen], bound)
-        for i, kernel in enumerate(kernels):
-            if kernel in self._rows:
-                seconds[i] = self._rows[kernel].latency_s
+        seconds = np.array([self._rows[k].mean_s if k in self._rows else 0.0 for k in kernels])
+        unseen = np.flatnonzero(seconds == 0.0)
+        if len(unseen):
+            asked = [kernels[i] for i in unseen]
+            predicted = _predict(asked, self._prices, self._trees)
+            seconds[unseen] = np.maximum(predicted, [kernel.ops / self._peak for kernel in asked])
         return seconds
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """As `CostModel.bases`."""
         return [self._rows[kernel].basis if kernel in self._rows else Basis.PREDICTED for kernel in kernels]
+
+
+def _fit(kernels: Sequence[Kernel], latency_s: NDArray[np.float64]) -> tuple[dict[str, list[float]], Any]:
+    import lightgbm
+    from scipy.optimize import nnls
+
+    terms, families = _terms(kernels), np.array([_family(kernel) for kernel in kernels])
+    prices = {}
+    for family in sorted(set(families)):
+        members = families == family
+        weighted = terms[members] / latency_s[members, None]  # relative error: every kernel counts alike
+        prices[str(family)] = nnls(weighted, np.ones(len(weighted)))[0].tolist()
+    left = np.log(latency_s / _priced(kernels, prices))
+    return prices, lightgbm.train(_TREES, lightgbm.Dataset(features(kernels), left), _ROUNDS)
+
+
+def _predict(kernels: Sequence[Kernel], prices: Mapping[str, Sequence[float]], trees: Any) -> NDArray[np.float64]:
+    seconds: NDArray[np.float64] = _priced(kernels, prices) * np.exp(trees.predict(features(kernels)))
+    return seconds
+
+
+def _priced(kernels: Sequence[Kernel], prices: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+    matrix = np.array([prices[_family(kernel)] for kernel in kernels])
+    return np.maximum((_terms(kernels) * matrix).sum(1), LEAST_S)
+
+
+def _family(kernel: Kernel) -> str:
+    return f"{kernel.kind.value} {kernel.op}".strip()
+
+
+def _terms(kernels: Sequence[Kernel]) -> NDArray[np.float64]:
+    """What the first stage prices: (n, 6), scaled to be of order one for a microsecond of work."""
+    return np.array([_terms_of(kernel) for kernel in kernels])
+
+
+@lru_cache(maxsize=1 << 16)
+def _terms_of(kernel: Kernel) -> tuple[float, ...]:
+    padded = -(-kernel.n // _PANEL) * _PANEL / kernel.n
+    exponentials = sum(name in _TRANSCENDENTAL for name in kernel.epilogue)
+    return (
+        1e-6,
+        kernel.ops * padded * 1e-11,
+        kernel.weight_bytes * 1e-10,
+        kernel.activation_bytes * 1e-10,
+        kernel.outputs * exponentials * 1e-9,
+        kernel.outputs * 1e-9,
+    )
 
 
 def features(kernels: Sequence[Kernel]) -> NDArray[np.float64]:
@@ -159,29 +217,27 @@ def features(kernels: Sequence[Kernel]) -> NDArray[np.float64]:
 @lru_cache(maxsize=1 << 16)
 def _features(kernel: Kernel) -> tuple[float, ...]:
     shape = (kernel.m, kernel.n, kernel.k, kernel.batch)
+    epilogue = set(kernel.epilogue)
+    variants = sorted(OPS_PER_ELEMENT.get(kernel.kind, {"": 0}))
     return (
         _KINDS.index(kernel.kind),
-        float(kernel.op in ("rms_norm", "causal_softmax", "rope", "transpose")),
-        float(kernel.op in ("concat", "multiply", "transpose")),
+        variants.index(kernel.op),
         *map(math.log, shape),
-        *(min(size, 64) for size in shape),
+        *(math.log2(math.gcd(size, _PANEL)) for size in shape[:3]),
+        kernel.n % _PANEL or _PANEL,
+        -(-kernel.n // _PANEL),
+        *(kernel.m % tile for tile in (2, 4, 6)),
         kernel.window,
         kernel.stride,
-        len(kernel.epilogue),
-        float("gelu" in kernel.epilogue or "silu" in kernel.epilogue),
-        float("residual" in kernel.epilogue or "multiply" in kernel.epilogue or "positions" in kernel.epilogue),
+        len(epilogue),
+        float(bool(epilogue & _TRANSCENDENTAL)),
+        float(bool(epilogue & _READS_ANOTHER)),
+        float("mask" in epilogue),
         math.log(max(kernel.ops, 1)),
         math.log(max(kernel.weight_bytes, 1.0)),
         math.log(kernel.activation_bytes),
-        math.log(max(kernel.ops, 1) / kernel.bytes_moved),
-        *(-kernel.m % tile / kernel.m for tile in _TILES[:3]),
-        *(-kernel.n % tile / kernel.n for tile in _TILES[2:]),
     )
 
 
-def _model_path(profile: Profile) -> Path:
-    return profile.folder / "predictor.txt"
-
-
-def _error_path(profile: Profile) -> Path:
-    return profile.folder / "predictor_error.json"
+def _predictor_path(profile: Profile) -> Path:
+    return profile.folder / "predictor.json"

@@ -16,12 +16,17 @@ _COLUMNS = ("kind", *_SHAPE, "op", "epilogue", "precision", "latency_s", "repeat
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One kernel's latency and that of the repeated measurement; equal within a few percent where it was quiet."""
+    """One kernel's latency, measured twice: equal within a few percent where it was quiet."""
 
     kernel: Kernel
     latency_s: float
     repeat_s: float
     basis: Basis = Basis.MEASURED
+
+    @property
+    def mean_s(self) -> float:
+        """The best estimate: the mean of both."""
+        return (self.latency_s + self.repeat_s) / 2
 
     @property
     def repeat_error(self) -> float:

@@ -32,7 +32,7 @@ def drawn_kernels(space: SearchSpace, workload: Workload, count: int, profile: P
     strata: defaultdict[tuple[object, ...], list[Kernel]] = defaultdict(list)
     for kernel in share:
         work = math.floor(math.log2(kernel.ops + kernel.bytes_moved))
-        strata[(kernel.kind, kernel.op, kernel.window, kernel.m == 1, work)].append(kernel)
+        strata[(kernel.kind, kernel.op, kernel.window == kernel.stride, kernel.m == 1, work)].append(kernel)
     weight = {stratum: math.sqrt(sum(share[k] for k in kernels)) for stratum, kernels in strata.items()}
     whole = sum(weight.values())
     chosen: list[Kernel] = []

@@ -53,7 +53,9 @@ def measure(
             progress("export", len(left), len(left))
         for done, member in enumerate(left):
             progress("measure", done, len(left), "timing")
-            timed = time_graphs(member.config(experiment), workload, Path(scratch) / member.id, experiment.seed)
+            timed = time_graphs(
+                member.config(experiment), workload, profile.tvm_target, Path(scratch) / member.id, experiment.seed
+            )
             archive.record_measured(member.id, record(member, timed, prepared[member.id], profile))
         if left:
             progress("measure", len(left), len(left))
@@ -87,14 +89,18 @@ def prepare(
     return {"onnx_max_error": export.onnx_max_error(network, workload, folder, seed), "tvm_max_error": tvm_error}
 
 
-def time_graphs(config: VLMConfig, workload: Workload, folder: Path, seed: int) -> dict[str, float]:
+def time_graphs(
+    config: VLMConfig, workload: Workload, target: Mapping[str, object], folder: Path, seed: int
+) -> dict[str, float]:
     """Seconds of each compiled graph in `folder`, end to end."""
     from cost_models.tvm.compile import load_program
+    from cost_models.tvm.quiet import Canary
     from cost_models.tvm.timing import time_program
     from nas import export
 
     inputs = export.example_inputs(config.build(), workload, seed)
-    return {name: time_program(load_program(folder / f"{name}.so"), inputs[name]) for name in inputs}
+    canary = Canary(target)
+    return {name: time_program(partial(load_program, folder / f"{name}.so"), inputs[name], canary) for name in inputs}
 
 
 def record(

@@ -53,7 +53,8 @@ class CompiledProgram:
 
 def load_program(path: Path | str) -> CompiledProgram:
     """Load what `export_library` wrote, from a file of this program's own making: a library is code."""
-    return CompiledProgram(tvm.runtime.load_module(str(path)), ())
+    executable = tvm.runtime.load_module(str(path))
+    return CompiledProgram(executable, relax.VirtualMachine(executable, tvm.cpu()), ())
 
 
 def compile_program(exported_program: torch.export.ExportedProgram, target: Mapping[str, object]) -> CompiledProgram:

@@ -1,9 +1,9 @@
-"""Times kernels as programs pay for them: chained calls with own weights, dispatch included, on a quiet thread.
+"""Times kernels as programs pay for them: chained calls with own weights, dispatch included, in quiet moments.
 
-Protocol: a program of R calls of one kernel, R times its weights reaching 4 MiB beyond the second cache level;
-its time is the least of many runs, divided by R. Each kernel is measured twice; where the two differ by more than
-5 %, a third time, and the two closest must then agree, or the timing is marked unstable. Nothing is compiled while
-anything is timed.
+Protocol: a program of R calls of one kernel, R times its weights reaching 4 MiB beyond the second cache level; its time
+is the least of many runs, divided by R, while the canary says that nothing disturbs the core (see quiet.py). Each
+kernel is measured twice, on fresh operands; where the two differ by more than 5 %, a third time, and the two closest
+must then agree, or the timing is marked unstable. Nothing is compiled while anything is timed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tvm import relax
 from cost_models.tvm.chains import Array, Chain, chain_module
 from cost_models.tvm.machine import tvm_target
 from cost_models.tvm.passes import build, least_time_s
+from cost_models.tvm.quiet import Canary
 from search_spaces.kernels import Kernel
 
 if TYPE_CHECKING:
@@ -34,15 +35,17 @@ if TYPE_CHECKING:
 
 #: Largest difference between two measurements that agree, as a share of the smaller.
 AGREEMENT = 0.05
+#: Fresh loads of a whole program that its time is the mean of: where constants lie in memory matters.
+LOADS = 3
 _STREAM_BYTES = 5 * 2**20  # 1 MiB of second-level cache, and 4 MiB beyond
 _MOST_BYTES = 256 * 2**20
 _CHUNK = 12
-_BUDGET_S = 0.06  # per measurement
+_BUDGET_S = 0.03  # per measurement
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTiming:
-    """One kernel's time in a chain: the lower of the measurements that agree best, and the other one, in seconds."""
+    """One kernel's time in a chain: the two measurements that agree best, the lower first, in seconds."""
 
     kernel: Kernel
     latency_s: float
@@ -85,22 +88,23 @@ def time_kernels(
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
         paths = [Path(folder) / f"chunk{index}.so" for index in range(len(chunks))]
         compiled = _compile_all(chunks, dict(target), paths, compile_processes)
-        done = 0
+        canary, done = Canary(target), 0
         for path, chains in zip(paths, compiled, strict=True):
             machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
             for index, chain in enumerate(chains):
-                yield _time_chain(machine, f"chain{index}", chain, rng)
+                yield _time_chain(machine, f"chain{index}", chain, rng, canary)
                 done += 1
                 if progress is not None:
                     progress(done, len(ordered))
 
 
-def time_program(compiled: CompiledProgram, inputs: Sequence[Array | torch.Tensor]) -> float:
-    """Time of one call of a compiled program in seconds, under the protocol of the kernels; raises where unstable."""
-    first, second, stable = _agreeing(lambda: compiled.time_s(inputs, runs=30))
-    if not stable:
-        raise RuntimeError(f"the machine is too noisy: repeated measurements gave {first:.3g} s and {second:.3g} s")
-    return first
+def time_program(load: Callable[[], CompiledProgram], inputs: Sequence[Array | torch.Tensor], canary: Canary) -> float:
+    """Seconds of one call of a whole program, end to end: the mean over fresh loads of the least run in quiet."""
+    held, times = [], []
+    for _ in range(LOADS):
+        held.append(load())
+        times.append(canary.undisturbed(lambda: held[-1].time_s(inputs, runs=20))[0])
+    return statistics.fmean(times)
 
 
 def _compile_all(
@@ -119,14 +123,19 @@ def _compile_chunk(kernels: Sequence[Kernel], target: Mapping[str, object], path
     return chains
 
 
-def _time_chain(machine: Any, name: str, chain: Chain, rng: np.random.Generator) -> KernelTiming:
-    inputs = [tvm.runtime.tensor(array) for array in chain.inputs(rng)]
-    machine.save_function(name, f"timed_{name}", *inputs, include_return=False)
-    run = machine[f"timed_{name}"]
-    once_s = least_time_s(run, runs=1, warmup=1)
-    runs = min(40, max(8, int(_BUDGET_S / once_s)))
-    latency_s, repeat_s, stable = _agreeing(lambda: least_time_s(run, runs=runs, warmup=1) / chain.calls)
-    return KernelTiming(chain.kernel, latency_s, repeat_s, stable)
+def _time_chain(machine: Any, name: str, chain: Chain, rng: np.random.Generator, canary: Canary) -> KernelTiming:
+    arrays = chain.inputs(rng)
+    held = []  # earlier operands stay where they are, so that the next ones come to lie elsewhere
+
+    def measure() -> float:
+        held.append([tvm.runtime.tensor(array) for array in arrays])
+        machine.save_function(name, f"timed_{name}", *held[-1], include_return=False)
+        run = machine[f"timed_{name}"]
+        once_s = least_time_s(run, runs=1, warmup=1)
+        runs = min(40, max(6, int(_BUDGET_S / once_s)))
+        return canary.undisturbed(lambda: least_time_s(run, runs=runs, warmup=0) / chain.calls)[0]
+
+    return KernelTiming(chain.kernel, *_agreeing(measure))
 
 
 def _agreeing(measure: Callable[[], float]) -> tuple[float, float, bool]:

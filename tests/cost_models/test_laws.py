@@ -136,7 +136,7 @@ def test_timed_kernels_keep_their_seconds_and_basis(timed_profile: Profile) -> N
     rows = table.read(timed_profile.kernels_csv)
     learned = cost_model("auto", timed_profile)
     kernels = list(rows)
-    assert learned.latencies_s(kernels).tolist() == [row.latency_s for row in rows.values()]
+    assert learned.latencies_s(kernels).tolist() == [row.mean_s for row in rows.values()]
     assert set(learned.bases(kernels)) == {Basis.MEASURED}
     others = [kernel for kernel in drawn(6, 5) if kernel not in rows]
     assert set(learned.bases(others)) == {Basis.PREDICTED}

@@ -107,7 +107,9 @@ class LearnedModel:
         """Fit on the profile's table; raises CostError for too few kernels. `save` stores it."""
         rows = table.read(profile.kernels_csv)
         if len(rows) < LEAST_KERNELS:
-            raise CostError(f"a predictor needs {LEAST_KERNELS} timed kernels, but {profile.kernels_csv} has {len(rows)}")
+            raise CostError(
+                f"a predictor needs {LEAST_KERNELS} timed kernels, but {profile.kernels_csv} has {len(rows)}"
+            )
         kernels = list(rows)
         latency = np.array([row.mean_s for row in rows.values()])
         fold = np.random.default_rng(0).permutation(len(kernels)) % FOLDS
@@ -152,7 +154,7 @@ class LearnedModel:
         seconds = np.array([self._rows[k].mean_s if k in self._rows else 0.0 for k in kernels])
         unseen = np.flatnonzero(seconds == 0.0)
         if len(unseen):
-            asked = [kernels[i] for i in unseen]
+            asked = [kernels[int(i)] for i in unseen]
             predicted = _predict(asked, self._prices, self._trees)
             seconds[unseen] = np.maximum(predicted, [kernel.ops / self._peak for kernel in asked])
         return seconds
@@ -183,7 +185,8 @@ def _predict(kernels: Sequence[Kernel], prices: Mapping[str, Sequence[float]], t
 
 def _priced(kernels: Sequence[Kernel], prices: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
     matrix = np.array([prices[_family(kernel)] for kernel in kernels])
-    return np.maximum((_terms(kernels) * matrix).sum(1), LEAST_S)
+    priced: NDArray[np.float64] = np.maximum((_terms(kernels) * matrix).sum(1), LEAST_S)
+    return priced
 
 
 def _family(kernel: Kernel) -> str:

@@ -119,7 +119,7 @@ def best(
             screen.print_json(query.as_json(member, archive, profile))
         else:
             title = f"best of {archive.experiment.name} on {profile.title}"
-            screen.out.print(screen.front_table([member], archive, profile, title))
+            screen.out.print(screen.detail_table(member, archive, profile, title))
             screen.out.print(screen.basis_line([member], archive, profile), markup=False)
     finally:
         archive.close()

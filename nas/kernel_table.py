@@ -54,15 +54,18 @@ def complete_table(
     """
     from cost_models import table
     from cost_models.learned import LearnedModel
-    from cost_models.tvm.timing import time_kernels
 
     known = table.read(profile.kernels_csv)
     missing: list[Kernel] = []
     if len(known) < count:
         missing = [k for k in drawn_kernels(space, workload, count, profile, seed) if k not in known]
-    for done, timing in enumerate(time_kernels(missing, profile.tvm_target)):
-        table.append(profile.kernels_csv, table.TableRow(timing.kernel, timing.latency_s, timing.repeat_s))
-        progress("kernels", done + 1, len(missing), "timing TVM kernels on this machine, once")
+    if missing:
+        from cost_models.tvm.timing import time_kernels
+
+        progress("kernels", 0, len(missing), "compiling TVM kernels for this machine, once")
+        for done, timing in enumerate(time_kernels(missing, profile.tvm_target)):
+            table.append(profile.kernels_csv, table.TableRow(timing.kernel, timing.latency_s, timing.repeat_s))
+            progress("kernels", done + 1, len(missing), "timing TVM kernels on this machine, once")
     if missing or not LearnedModel.is_fitted(profile):
         LearnedModel.fit(profile).save()
     return len(missing)

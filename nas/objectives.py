@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -55,8 +56,10 @@ class Objective:
         return cost.basis
 
     def show(self, value: float) -> str:
-        """The number with its unit, as a screen shows it."""
-        return f"{value * self.scale:.3g} {self.unit}".strip()
+        """The number with its unit, as a screen shows it: three digits, and never an exponent."""
+        number = value * self.scale
+        digits = max(0, 2 - math.floor(math.log10(abs(number)))) if number and math.isfinite(number) else 0
+        return f"{number:.{digits}f} {self.unit}".strip()
 
 
 def _minimise(name: str, unit: str, scale: float, of: Callable[[RequestCost], float]) -> Objective:

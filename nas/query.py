@@ -7,7 +7,7 @@ from typing import Any
 
 from cost_models.cost import RequestCost
 from cost_models.models import cost_model
-from hardware_profiles import Profile
+from hardware_profiles import Basis, Profile
 from nas.archive import Archive, Evaluation
 from nas.candidate import Pricer
 from nas.errors import NasError
@@ -30,11 +30,20 @@ def on_device(archive: Archive, evaluations: Sequence[Evaluation], profile: Prof
 
 
 def front(archive: Archive, profile: Profile | None = None) -> list[Evaluation]:
-    """The front of the dearest fidelity at hand; an empty one raises NasError."""
+    """The front of the dearest fidelity at hand; an empty one raises NasError.
+
+    On the experiment's own device its caps hold, those on accuracy too, which no search can check beforehand.
+    """
+    experiment = archive.experiment
     known = archive.best_known()
-    if profile is not None:
+    if profile is not None and profile.name != experiment.device:
         known = on_device(archive, known, profile)
-    found = front_of(known, archive.experiment.objectives)
+    else:
+        fit = [e for e in known if not violations(_judged(experiment.caps, known), e.cost, e.accuracy)]
+        if known and not fit:
+            raise NasError(f"no evaluated model meets {_told(experiment.caps)}; {_nearest(known, experiment.caps)}")
+        known = fit
+    found = front_of(known, experiment.objectives)
     if not found:
         raise NasError(
             f"the front of {archive.experiment.name!r} is empty: no candidate was evaluated yet; run `nas search` on it"
@@ -113,6 +122,12 @@ def phases_s(cost: RequestCost) -> dict[str, float]:
         "prefill": cost.prefill.latency_s,
         "decode": cost.decode.latency_s,
     }
+
+
+def _judged(caps: Mapping[str, float], known: Sequence[Evaluation]) -> dict[str, float]:
+    """The caps without those on accuracy where only zero-cost scores are known: they are no accuracies."""
+    scored = any(e.accuracy and e.accuracy.basis is not Basis.MEASURED for e in known)
+    return {cap: limit for cap, limit in caps.items() if not (scored and cap == "min_accuracy")}
 
 
 def _accuracy(evaluation: Evaluation) -> Accuracy:

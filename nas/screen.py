@@ -67,42 +67,50 @@ def _line_progress() -> Progress:
 
 
 def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profile, title: str) -> Table:
-    """One row a member: accuracy, costs, and measured beside predicted where it was measured."""
+    """One row a member: accuracy, latency with what was measured beside it, memory, parameters, the model in words."""
     from nas.objectives import OBJECTIVES
     from nas.query import describe
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for heading in ("id", "model"):
-        table.add_column(heading, no_wrap=heading == "id")
-    for heading in (
-        "accuracy",
-        "latency",
-        "first token",
-        "per token",
-        "memory",
-        "energy",
-        "params",
-        "measured",
-        "error",
-    ):
-        table.add_column(heading, justify="right")
-    names = ("accuracy", "latency", "time_to_first_token", "decode_s_per_token", "peak_memory", "energy", "parameters")
+    table.add_column("id", no_wrap=True)
+    for heading in ("accuracy", "predicted", "measured", "error", "memory", "params"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold")
     for member in members:
         measured = archive.measured(member.id) if profile.name == archive.experiment.device else None
-        shown = [_shown(OBJECTIVES[name], member) for name in names]
+        beside = ("-", "-")
         if measured:
             seconds, predicted = measured["latency_measured_s"], measured["latency_predicted_s"]
-            shown += [f"{seconds * 1e3:.3g} ms", f"{(predicted / seconds - 1) * 100:+.0f} %"]
-        else:
-            shown += ["-", "-"]
-        table.add_row(member.id, describe(member, archive), *shown)
+            beside = (OBJECTIVES["latency"].show(seconds), f"{(predicted / seconds - 1) * 100:+.0f} %")
+        accuracy, latency, memory, parameters = (
+            OBJECTIVES[name].show(OBJECTIVES[name].value(member.cost, member.accuracy))
+            for name in ("accuracy", "latency", "peak_memory", "parameters")
+        )
+        table.add_row(member.id, accuracy, latency, *beside, memory, parameters, describe(member, archive))
     return table
 
 
-def _shown(objective: Any, member: Evaluation) -> str:
-    value: float = objective.value(member.cost, member.accuracy)
-    shown: str = objective.show(value)
-    return shown
+def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: str) -> Table:
+    """Every objective of one model with its basis, its latency by phase, and what was measured of it."""
+    from nas.objectives import OBJECTIVES
+    from nas.query import describe, phases_s
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_column()
+    table.add_row("id", member.id)
+    table.add_row("model", describe(member, archive))
+    for name, objective in OBJECTIVES.items():
+        if objective.of is not None or member.accuracy is not None:
+            value = objective.value(member.cost, member.accuracy)
+            table.add_row(name, objective.show(value), objective.basis(member.cost, member.accuracy, profile).value)
+    for phase, seconds in phases_s(member.cost).items():
+        table.add_row(f"latency of {phase}", OBJECTIVES["latency"].show(seconds), member.cost.basis.value)
+    measured = archive.measured(member.id) if profile.name == archive.experiment.device else None
+    if measured:
+        table.add_row("latency, end to end", OBJECTIVES["latency"].show(measured["latency_measured_s"]), "measured")
+    return table
 
 
 def basis_line(members: Sequence[Evaluation], archive: Archive, profile: Profile) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 from cost_models.models import CostModel, cost_model
 from hardware_profiles import Profile, load
+from nas import query
 from nas.archive import Archive, Evaluation
 from nas.candidate import Pricer
 from nas.experiment import Experiment
-from nas.search import Progress, check_caps, front_of, search
+from nas.search import Progress, check_caps, search
 from search_spaces import SPACES, VLMConfig
 
 
@@ -56,7 +57,7 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
         timed("search", lambda: search(archive, pricer, trials, seed, adapt, progress))
         spec, train = experiment.proxy, partial(evaluation.train, experiment, folder)
         timed("train", lambda: promote(archive, spec.seconds, spec.promote, train, progress))
-        front = front_of(archive.best_known(), experiment.objectives)
+        front = query.front(archive)
         measured: list[dict[str, Any]] = []
         if profile.name == "host" and experiment.measure:
             members = front[: experiment.measure]

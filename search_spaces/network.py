@@ -73,7 +73,7 @@ class VisionLanguageModel(nn.Module):
 
     def prefill_tables(self, rows: int) -> tuple[Rope, Tensor]:
         """RoPE for `rows` positions and causal mask (G * rows, rows) of a prefill."""
-        language, device = self.config.language, self.language.norm.weight.device
+        language, device = self.config.language, self.language.embedding.weight.device
         rope = rotary(torch.arange(rows, device=device), language.head_width)
         return rope, causal_mask(rows, language.queries_per_kv_head).to(device)
 

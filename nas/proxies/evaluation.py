@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def train(experiment: Experiment, folder: Path, config: VLMConfig) -> dict[str, 
         "accuracy": result.accuracy,
         "test_accuracy": test_accuracy,
         "by_question_type": dict(result.by_question_type),
-        "blind_baseline": blind_baseline(data.train, data.validation).by_kind,
+        "blind_baseline": asdict(blind_baseline(data.train, data.validation)),
         "loss_curve": [list(point) for point in result.loss_curve],
         "seconds": result.seconds,
         "steps": result.steps,

@@ -89,7 +89,9 @@ def test_repetitions_of_a_sampler_are_replaced(tmp_path: Path, monkeypatch: pyte
 
 def test_an_impossible_cap_names_the_nearest_reachable_value() -> None:
     experiment = small(caps={"max_latency_ms": 0.001})
-    with pytest.raises(NasError, match=r"max_latency_ms = 0.001 cannot be met, the nearest reachable value is about \d"):
+    with pytest.raises(
+        NasError, match=r"max_latency_ms = 0.001 cannot be met, the nearest reachable value is about \d"
+    ):
         check_caps(experiment, pricer_of(experiment), 0)
     reachable = small(caps={"max_latency_ms": 5})
     check_caps(reachable, pricer_of(reachable), 0)
@@ -113,7 +115,8 @@ def test_the_stored_evaluation_is_what_was_evaluated(tmp_path: Path) -> None:
 def test_other_settings_under_the_same_name_are_refused(tmp_path: Path) -> None:
     Archive.create(url_in(tmp_path), small()).close()
     Archive.create(url_in(tmp_path), small(trials=999)).close()  # a larger budget is not another experiment
-    with pytest.raises(NasError, match=r"begun with other settings \(device: raspberry-pi-4 there, raspberry-pi-5 now\)"):
+    told = r"begun with other settings \(device: raspberry-pi-4 there, raspberry-pi-5 now\)"
+    with pytest.raises(NasError, match=told):
         Archive.create(url_in(tmp_path), small(device="raspberry-pi-5"))
 
 

@@ -40,7 +40,10 @@ def test_different_points_are_different_models(first: int, second: int) -> None:
 
 
 def test_id_is_the_same_in_another_process() -> None:
-    code = "import random; from search_spaces import SPACES; s = SPACES['tiny']; print(s.decode(s.sample(random.Random(5))).id)"
+    code = (
+        "import random; from search_spaces import SPACES; s = SPACES['tiny']\n"
+        "print(s.decode(s.sample(random.Random(5))).id)"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == config_of(5).id
 

@@ -1,0 +1,78 @@
+"""How fast the product is: prints one line a figure, with median and spread over repeats in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cost_models.models import cost_model
+from hardware_profiles import load
+from nas.candidate import Pricer
+from nas.objectives import OBJECTIVES
+from search_spaces import SPACES, Workload
+
+REPEATS = 7
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def nas(folder: Path, *args: str) -> None:
+    """Run the command line in a folder of its own."""
+    environment = {**os.environ, "EDGE_VLM_NAS_DATA": str(folder / "data")}
+    command = [sys.executable, "-m", "nas", *args]
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)  # noqa: S603
+
+
+def pricing_per_s(seed: int) -> float:
+    """Configs that one core decodes and prices in a second by roofline, none of them seen before by the pricer."""
+    space, rng = SPACES["tiny"], random.Random(seed)
+    pricer = Pricer(cost_model("roofline", load("raspberry-pi-4")), Workload())
+    points = [space.sample(rng) for _ in range(20_000)]
+    used = time.process_time()
+    pricer.prices([space.decode(point) for point in points])
+    return len(points) / (time.process_time() - used)
+
+
+def main() -> None:
+    """Print every figure as JSON."""
+    figures: dict[str, object] = {}
+    start = [seconds(lambda: subprocess.run([sys.executable, "-c", "import nas"], check=True)) for _ in range(REPEATS)]
+    figures["import_nas_s"] = spread(start)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures["help_s"] = spread([seconds(lambda: nas(folder, "--help")) for _ in range(REPEATS)])
+        experiment = {
+            "name": "bench",
+            "device": "raspberry-pi-4",
+            "proxy": {"cheap": "capacity", "promote": 0},
+            "trials": 150,
+        }
+        (folder / "bench.yaml").write_text(json.dumps(experiment))  # JSON is YAML
+        figures["search_150_without_training_s"] = seconds(lambda: nas(folder, "search", "bench.yaml"))
+        figures["best_s"] = spread([seconds(lambda: nas(folder, "best")) for _ in range(REPEATS)])
+        figures["front_s"] = spread([seconds(lambda: nas(folder, "front")) for _ in range(REPEATS)])
+    figures["roofline_configs_per_s"] = spread([pricing_per_s(seed) for seed in range(REPEATS)])
+    figures["objectives"] = sorted(OBJECTIVES)
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

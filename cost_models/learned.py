@@ -108,7 +108,7 @@ class LearnedModel:
         rows = table.read(profile.kernels_csv)
         if len(rows) < LEAST_KERNELS:
             raise CostError(
-                f"a predictor needs {LEAST_KERNELS} timed kernels, but {profile.kernels_csv} has {len(rows)}"
+                f"{profile.kernels_csv}: a predictor needs {LEAST_KERNELS} timed kernels, but the table has {len(rows)}"
             )
         kernels = list(rows)
         latency = np.array([row.mean_s for row in rows.values()])

@@ -50,7 +50,8 @@ def complete_table(
 ) -> int:
     """Time drawn kernels until the device's table has `count`, and refit its predictor; returns how many were timed.
 
-    A table that is full serves other workloads and spaces too: its predictor prices what they draw. Each kernel is in the table as soon as it is timed, so a killed run continues.
+    A table that is full serves other workloads and spaces too: its predictor prices what they draw. Each kernel is in
+    the table as soon as it is timed, so a killed run continues.
     """
     from cost_models import table
     from cost_models.learned import LearnedModel

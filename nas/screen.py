@@ -1,4 +1,4 @@
-"""What the command line shows: tables, progress, JSON. Milliseconds and megabytes appear only here and in the report."""
+"""What the command line shows: tables, progress, JSON. Milliseconds and megabytes appear only here and in reports."""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ operations fused behind it (`epilogue`). All sizes are per single request (batch
 | elementwise    | heads or 1   | rows           | width            | number of inputs       |                |
 | gather         | 1            | rows fetched   | width            | rows of the table      |                |
 
-`rope` also splits the heads, `transpose` copies (m, batch, n) to (batch, m, n), `concat` joins rows, and `cache_write`
-puts one row into a KV cache of m rows (`rope_cache_write` turns it first); `mask` adds one row to all. `scores` reads K as stored, (batch, n, k); grouped-query attention stacks the queries of a group in m, so
-that the bytes of K and V are counted once. Convolutions are square, with padding window // 2 where stride is
-smaller than the window and none where both are equal (a patch embedding).
+`rope` also splits the heads, `transpose` copies (m, batch, n) to (batch, m, n), `concat` joins rows, `cache_write` puts
+one row into a KV cache of m rows (`rope_cache_write` turns it first); the epilogue `mask` adds one row to all rows.
+`scores` reads K as stored, (batch, n, k); grouped-query attention stacks the queries of a group in m, so that the bytes
+of K and V are counted once. Convolutions are square, with padding window // 2 where stride is smaller than the window
+and none where both are equal (a patch embedding).
 """
 
 from __future__ import annotations

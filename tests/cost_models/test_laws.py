@@ -105,7 +105,7 @@ def test_unknown_work_is_refused(timed_profile: Profile, tmp_path: Path) -> None
             table.append(narrow.kernels_csv, row)
     fitted = LearnedModel.fit(narrow)
     softmax = Kernel(KernelKind.SOFTMAX, 4, 4, op="softmax")
-    with pytest.raises(CostError, match="no timed kernels like softmax.*known kinds: .*linear"):
+    with pytest.raises(CostError, match=r"no timed kernels like softmax.*known kinds: .*linear"):
         fitted.latencies_s([softmax])
     with pytest.raises(CostError, match="Kernel, but got str"):
         cost_model("roofline", narrow).latencies_s(["linear"])  # type: ignore[list-item]

@@ -167,9 +167,7 @@ def test_bad_files_are_one_clear_line_and_stay_as_they_are(
     refused(run("predict", config_file, "-d", "raspberry-pi-4", "--cost-model", "rofline"), "did you mean 'roofline'")
 
 
-def test_an_unreadable_image_of_the_users_data_is_named(
-    run: Any, experiment: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_an_unreadable_image_of_the_user_is_named(run: Any, experiment: Callable[..., Path], tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for i in range(4):

@@ -89,9 +89,7 @@ def test_repetitions_of_a_sampler_are_replaced(tmp_path: Path, monkeypatch: pyte
 
 def test_an_impossible_cap_names_the_nearest_reachable_value() -> None:
     experiment = small(caps={"max_latency_ms": 0.001})
-    with pytest.raises(
-        NasError, match=r"max_latency_ms = 0.001 cannot be met, the nearest reachable value is about \d"
-    ):
+    with pytest.raises(NasError, match=r"max_latency_ms = 0.001 cannot be met, the nearest .* is about \d"):
         check_caps(experiment, pricer_of(experiment), 0)
     reachable = small(caps={"max_latency_ms": 5})
     check_caps(reachable, pricer_of(reachable), 0)

@@ -48,9 +48,9 @@ class Operand:
         """Size in bytes."""
         return 4 * math.prod(self.shape)
 
-    def variable(self, suffix: str = "") -> relax.Var:
+    def variable(self) -> relax.Var:
         """A Relax variable of this type."""
-        return relax.Var(self.name + suffix, relax.TensorType(self.shape, "int32" if self.below else "float32"))
+        return relax.Var(self.name, relax.TensorType(self.shape, "int32" if self.below else "float32"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,15 +305,20 @@ def chain_module(kernels: Sequence[tuple[Kernel, int]], target: Mapping[str, obj
 
 def _write_chain(builder: relax.BlockBuilder, name: str, kernel: GlobalVar, chain: Chain) -> None:
     """Write the calls as they stand in a program behind CallTIRRewrite, where nothing removes a call any more."""
-    shared = {operand.name: operand.variable() for operand in chain.operands if not operand.own}
-    own = [{op.name: op.variable(f"_{call}") for op in chain.operands if op.own} for call in range(chain.calls)]
+    # Untyped, because a program checks the types of its inputs at every run, and those of a model are constants.
+    shared = {op.name: relax.Var(op.name, relax.ObjectType()) for op in chain.operands if not op.own}
+    own = [
+        {op.name: relax.Var(f"{op.name}_{call}", relax.ObjectType()) for op in chain.operands if op.own}
+        for call in range(chain.calls)
+    ]
     parameters = [*shared.values(), *(variable for variables in own for variable in variables.values())]
     with builder.function(name, parameters, pure=False):
         for variables in own:
             shape = relax.ShapeExpr(chain.output)
             out = builder.emit(relax.op.builtin.alloc_tensor(shape, "float32", 0))
             arguments = [(shared | variables)[operand.name] for operand in chain.operands]
-            builder.emit(relax.Call(kernel, [*arguments, out]))
+            called = relax.ExternFunc(kernel.name_hint)  # a call by name takes untyped operands
+            builder.emit(relax.Call(called, [*arguments, out], None, [relax.TupleType([])]))
         builder.emit_func_output(out)
 
 

@@ -4,6 +4,9 @@ Two stages, each fitted on relative error. Per family of kernels, seconds as a s
 of padded operations, of weight bytes, of activation bytes, of transcendental epilogues. Then boosted trees (LightGBM)
 on the logarithm of what is left: tails of tiles, odd sizes, caches. Stored as text in the profile's folder, beside the
 error on kernels that a fold had not seen.
+
+A whole program takes longer than its kernels: it checks inputs, makes views and hands out outputs. That overhead is
+fitted by phase on whole compiled programs (`fit_overheads`): a constant, and a price a call.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from cost_models import table
 from cost_models.errors import CostError
 from hardware_profiles import Basis, Profile
-from search_spaces import Kernel, KernelKind
+from search_spaces import Kernel, KernelKind, Phase
 from search_spaces.kernels import OPS_PER_ELEMENT
 
 #: Fewer timed kernels than this make no predictor.
@@ -63,6 +66,16 @@ class PredictorError:
     noise_within_10_percent: float
 
 
+@dataclass(frozen=True, slots=True)
+class TimedProgram:
+    """A phase's program timed whole: its seconds, and how many kernels it calls that take `kernels_s` on their own."""
+
+    phase: Phase
+    latency_s: float
+    kernels_s: float
+    calls: int
+
+
 class LearnedModel:
     """The table's seconds for timed kernels (basis measured), the predictor's for others (basis predicted)."""
 
@@ -73,12 +86,14 @@ class LearnedModel:
         prices: Mapping[str, Sequence[float]],
         trees: str,
         error: PredictorError,
+        overheads: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         import lightgbm
 
         self.profile, self.error = profile, error
         self._rows, self._prices, self._text = rows, prices, trees
         self._trees = lightgbm.Booster(model_str=trees)
+        self._overheads = dict(overheads or {})
         self._peak = profile.formula_peak_ops_per_s
 
     @classmethod
@@ -93,7 +108,8 @@ class LearnedModel:
         path = _predictor_path(profile)
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            return cls(profile, rows, stored["prices"], stored["trees"], PredictorError(**stored["error"]))
+            error = PredictorError(**stored["error"])
+            return cls(profile, rows, stored["prices"], stored["trees"], error, stored["overheads"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CostError(f"{path}: not a predictor of this release ({error}); delete it to fit it anew") from None
 
@@ -129,6 +145,27 @@ class LearnedModel:
         prices, trees = _fit(kernels, latency)
         return cls(profile, rows, prices, trees.model_to_string(), error)
 
+    def fit_overheads(self, programs: Sequence[TimedProgram]) -> None:
+        """Fit overheads by phase, on relative error, to programs that were timed whole; `save` stores them."""
+        from scipy.optimize import nnls
+
+        for phase in sorted({program.phase for program in programs}):
+            timed = [program for program in programs if program.phase is phase]
+            whole = np.array([program.latency_s for program in timed])
+            beside = np.maximum(whole - [program.kernels_s for program in timed], 0.0)
+            terms = np.array([_overhead_terms(program.calls) for program in timed])
+            self._overheads[phase.value] = nnls(terms / whole[:, None], beside / whole)[0].tolist()
+
+    def overhead_s(self, phase: Phase, calls: int) -> float:
+        """As `CostModel.overhead_s`."""
+        prices = self._overheads.get(phase.value)
+        return float(np.dot(prices, _overhead_terms(calls))) if prices else 0.0
+
+    @property
+    def has_overheads(self) -> bool:
+        """Whether overheads were fitted."""
+        return bool(self._overheads)
+
     def told(self) -> str:
         """The predictor and its held-out error in a few words."""
         error = self.error
@@ -139,7 +176,8 @@ class LearnedModel:
 
     def save(self) -> None:
         """Write the predictor and its error into the profile's folder."""
-        stored = {"error": asdict(self.error), "prices": dict(self._prices), "trees": self._text}
+        stored: dict[str, Any] = {"error": asdict(self.error), "prices": dict(self._prices), "trees": self._text}
+        stored["overheads"] = self._overheads
         path = _predictor_path(self.profile)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(stored) + "\n", encoding="utf-8")
@@ -240,6 +278,10 @@ def _features(kernel: Kernel) -> tuple[float, ...]:
         math.log(max(kernel.weight_bytes, 1.0)),
         math.log(kernel.activation_bytes),
     )
+
+
+def _overhead_terms(calls: int) -> tuple[float, float]:
+    return 1e-6, calls * 1e-7
 
 
 def _predictor_path(profile: Profile) -> Path:

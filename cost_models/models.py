@@ -12,7 +12,7 @@ from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
 from cost_models.roofline import RooflineModel
 from hardware_profiles import Basis, Profile
-from search_spaces import Kernel, unknown
+from search_spaces import Kernel, Phase, unknown
 
 
 class CostModel(Protocol):
@@ -24,6 +24,9 @@ class CostModel(Protocol):
 
     def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
         """Seconds of one run of each kernel, (len(kernels),); a kernel that it cannot price raises CostError."""
+
+    def overhead_s(self, phase: Phase, calls: int) -> float:
+        """Seconds that a phase's program takes beside its `calls` kernels: inputs, outputs, views; 0 where unknown."""
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """How the seconds of each kernel were obtained."""

@@ -56,9 +56,14 @@ class Pricer:
 
     def _price(self, config: VLMConfig, phases: Sequence[tuple[KernelGroup, ...]]) -> RequestCost:
         costs, activations = [], 0.0
-        for groups in phases:
+        for phase, groups in zip(Phase, phases, strict=True):
             prices = [self._groups[group] for group, _ in groups]
-            costs.append(add(price.cost * count for price, (_, count) in zip(prices, groups, strict=True)))
+            cost = add(price.cost * count for price, (_, count) in zip(prices, groups, strict=True))
+            calls = sum(len(group) * count for group, count in groups)
+            beside_s = self.model.overhead_s(phase, calls)
+            if beside_s:
+                cost += Cost(beside_s, energy_j(beside_s, self.model.profile), 0.0, Basis.PREDICTED)
+            costs.append(cost)
             activations = max(activations, merge(price.live for price in prices).peak_bytes)
         vision, projector, prefill, decode = costs
         memory = Memory(config.weight_bytes, config.kv_cache_bytes(self.workload), activations)

@@ -288,4 +288,5 @@ def _show_front(members: list[Any], archive: Any, profile: Any) -> None:
 
     title = f"front of {archive.experiment.name} on {profile.title}"
     screen.out.print(screen.front_table(members, archive, profile, title))
+    screen.out.print(screen.front_models(members, archive), markup=False)
     screen.out.print(screen.basis_line(members, archive, profile), markup=False)

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 import random
+import tempfile
 from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cost_models.roofline import RooflineModel
 from hardware_profiles import Profile
 from nas.search import Progress
 from search_spaces import Kernel, Phase, SearchSpace, Workload
 
+if TYPE_CHECKING:
+    from cost_models.learned import LearnedModel, TimedProgram
+
 #: Configs drawn to see which kernels a space has.
 SAMPLED_CONFIGS = 1500
+#: Whole models that are timed to learn what a program takes beside its kernels.
+TIMED_CONFIGS = 6
+#: The phases that each exported graph covers; its overhead counts with the first.
+GRAPH_PHASES = {
+    "vision": (Phase.VISION, Phase.PROJECTOR),
+    "prefill": (Phase.PREFILL,),
+    "decode": (Phase.DECODE,),
+}
 
 
 def drawn_kernels(space: SearchSpace, workload: Workload, count: int, profile: Profile, seed: int) -> list[Kernel]:
@@ -69,4 +83,44 @@ def complete_table(
             progress("kernels", done + 1, len(missing), "timing TVM kernels on this machine, once")
     if missing or not LearnedModel.is_fitted(profile):
         LearnedModel.fit(profile).save()
+    model = LearnedModel.of(profile)
+    if not model.has_overheads:
+        model.fit_overheads(time_programs(model, space, workload, seed, progress))
+        model.save()
     return len(missing)
+
+
+def time_programs(
+    model: LearnedModel, space: SearchSpace, workload: Workload, seed: int, progress: Progress
+) -> list[TimedProgram]:
+    """Time whole programs of sampled configs, small to middling, beside what their kernels take on their own."""
+    from cost_models.learned import TimedProgram
+    from nas.candidate import Pricer
+    from nas.measure import compile_graphs, time_graphs
+    from nas.promotion import worker_pool
+
+    rng, profile = random.Random(seed), model.profile
+    pricer = Pricer(model, workload)
+    drawn = [space.decode(space.sample(rng)) for _ in range(40)]
+    drawn.sort(key=lambda config: pricer.price(config).latency_s)
+    configs = drawn[: 4 * TIMED_CONFIGS : 4]
+    programs = []
+    with tempfile.TemporaryDirectory(prefix="nas-programs-") as name:
+        folders = [Path(name) / str(i) for i in range(len(configs))]
+        with worker_pool(2) as pool:
+            jobs = [
+                pool.submit(compile_graphs, config, workload, dict(profile.tvm_target), folder)
+                for config, folder in zip(configs, folders, strict=True)
+            ]
+            for done, job in enumerate(jobs):
+                progress("programs", done, len(jobs), "compiling and timing whole models, once")
+                job.result()
+        for config, folder in zip(configs, folders, strict=True):
+            timed = time_graphs(config, workload, profile.tvm_target, folder, seed)
+            for graph, phases in GRAPH_PHASES.items():
+                counted = [item for phase in phases for item in config.kernels(phase, workload)]
+                kernels, counts = zip(*counted, strict=True)
+                alone_s = float(model.latencies_s(kernels) @ counts)
+                programs.append(TimedProgram(phases[0], timed[graph], alone_s, sum(counts)))
+    progress("programs", len(configs), len(configs))
+    return programs

@@ -89,6 +89,17 @@ def prepare(
     return {"onnx_max_error": export.onnx_max_error(network, workload, folder, seed), "tvm_max_error": tvm_error}
 
 
+def compile_graphs(config: VLMConfig, workload: Workload, target: Mapping[str, object], folder: Path) -> None:
+    """Compile the graphs of an untrained model into `folder`, to be timed; runs in a worker."""
+    import torch
+
+    from nas import export
+
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    export.export_tvm(export.programs(config.build(), workload), target, folder)
+
+
 def time_graphs(
     config: VLMConfig, workload: Workload, target: Mapping[str, object], folder: Path, seed: int
 ) -> dict[str, float]:

@@ -67,15 +67,13 @@ def _line_progress() -> Progress:
 
 
 def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profile, title: str) -> Table:
-    """One row a member: accuracy, latency with what was measured beside it, memory, parameters, the model in words."""
+    """One row a member: accuracy, latency with what was measured beside it, memory, parameters."""
     from nas.objectives import OBJECTIVES
-    from nas.query import describe
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("id", no_wrap=True)
     for heading in ("accuracy", "predicted", "measured", "error", "memory", "params"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("model", overflow="fold")
     for member in members:
         measured = archive.measured(member.id) if profile.name == archive.experiment.device else None
         beside = ("-", "-")
@@ -86,8 +84,15 @@ def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profil
             OBJECTIVES[name].show(OBJECTIVES[name].value(member.cost, member.accuracy))
             for name in ("accuracy", "latency", "peak_memory", "parameters")
         )
-        table.add_row(member.id, accuracy, latency, *beside, memory, parameters, describe(member, archive))
+        table.add_row(member.id, accuracy, latency, *beside, memory, parameters)
     return table
+
+
+def front_models(members: Sequence[Evaluation], archive: Archive) -> str:
+    """The models of a table in words, a line each."""
+    from nas.query import describe
+
+    return "\n".join(f"{member.id}  {describe(member, archive)}" for member in members)
 
 
 def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: str) -> Table:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from cost_models.tvm.machine import tvm_target
 from cost_models.tvm.passes import build, fuse, least_time_s
+from cost_models.tvm.runtime import load_machine, machine_for
 from cost_models.tvm.schedules import schedule
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -55,8 +54,7 @@ class CompiledProgram:
 
 def load_program(path: Path | str) -> CompiledProgram:
     """Load what `export_library` wrote, from a file of this program's own making: a library is code."""
-    executable = tvm.runtime.load_module(str(path))
-    return CompiledProgram(executable, _machine(executable), ())
+    return CompiledProgram(*load_machine(path), ())
 
 
 def compile_program(exported_program: torch.export.ExportedProgram, target: Mapping[str, object]) -> CompiledProgram:
@@ -65,19 +63,6 @@ def compile_program(exported_program: torch.export.ExportedProgram, target: Mapp
         _decomposed(exported_program), keep_params_as_input=False, run_ep_decomposition=False
     )
     return compile_module(module, target)
-
-
-def _machine(executable: Any) -> Any:
-    """A virtual machine; the line that TVM's runtime writes to standard error for each is dropped, errors raise."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            return relax.VirtualMachine(executable, tvm.cpu())
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def compile_onnx(path: Path | str, target: Mapping[str, object]) -> CompiledProgram:
@@ -91,7 +76,7 @@ def compile_module(module: IRModule, target: Mapping[str, object]) -> CompiledPr
     fused = fuse(module, described)
     counts = _calls(fused)
     executable = build(schedule(fused, described), described)
-    return CompiledProgram(executable, _machine(executable), counts)
+    return CompiledProgram(executable, machine_for(executable), counts)
 
 
 def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

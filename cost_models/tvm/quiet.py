@@ -11,14 +11,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
 
 from cost_models.tvm.chains import kernel_module
 from cost_models.tvm.passes import least_time_s
+from cost_models.tvm.runtime import machine_for
 from search_spaces.kernels import Kernel, KernelKind
 
 #: A canary this much slower than its best means that the core is disturbed.
@@ -33,7 +32,7 @@ class Canary:
 
     def __init__(self, target: Mapping[str, object]) -> None:
         executable, chain = kernel_module(_CANARY, target, 4)
-        machine: Any = relax.VirtualMachine(executable, tvm.cpu())
+        machine = machine_for(executable)
         inputs = [tvm.runtime.tensor(array) for array in chain.inputs(np.random.default_rng(0))]
         machine.save_function("chain0", "canary", *inputs, include_return=False)
         self._run = machine["canary"]

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
-from tvm import relax
 
 from cost_models.tvm.chains import Array, Chain, chain_module
 from cost_models.tvm.machine import tvm_target
 from cost_models.tvm.passes import build, least_time_s
 from cost_models.tvm.quiet import Canary
+from cost_models.tvm.runtime import load_machine
 from search_spaces.kernels import Kernel
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def time_kernels(
         compiled = _compile_all(chunks, dict(target), paths, compile_processes)
         canary, done = Canary(target), 0
         for path, chains in zip(paths, compiled, strict=True):
-            machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+            _, machine = load_machine(path)
             for index, chain in enumerate(chains):
                 yield _time_chain(machine, f"chain{index}", chain, rng, canary)
                 done += 1

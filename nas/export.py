@@ -23,7 +23,8 @@ from nas.archive import Archive
 from nas.errors import NasError
 from nas.promotion import weights_path
 from nas.proxies.data import Vocabulary
-from nas.proxies.trained import load_weights
+from nas.proxies.trained import IMAGE_MEAN, IMAGE_STD
+from nas.proxies.weights import load_weights
 from nas.query import find
 from search_spaces import VLMConfig, Workload, unknown
 from search_spaces.network import VisionLanguageModel, graphs
@@ -160,6 +161,31 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
+def _write_usage(exported: Mapping[str, torch.export.ExportedProgram], workload: Workload, folder: Path) -> Path:
+    """Write usage.json: how pixels enter, what each graph takes, and in which order the graphs run."""
+    inputs = {
+        name: [
+            [str(dtype).removeprefix("torch."), list(shape)]
+            for dtype, shape in ((x.dtype, x.shape) for x in program.example_inputs[0])
+        ]
+        for name, program in exported.items()
+    }
+    usage = {
+        "pixels": f"(value / 255 - {IMAGE_MEAN}) / {IMAGE_STD}, channels first",
+        "order": [
+            "vision: image -> image tokens",
+            "prefill: image tokens, ids of <bos> and question -> logits of the first token, K and V of each layer",
+            "decode: id, its position, K and V padded with zeros to the cache's rows -> logits, new K and V",
+        ],
+        "prompt_tokens": workload.prompt_tokens,
+        "new_tokens": workload.new_tokens,
+        "inputs": inputs,
+    }
+    path = folder / "usage.json"
+    path.write_text(json.dumps(usage, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
 def export_member(
     archive: Archive, profile: Profile, config_id: str, form: str, output: Path, folder: Path
 ) -> dict[str, Any]:
@@ -180,6 +206,7 @@ def export_member(
             path.write_text(vocabulary.to_json() + "\n", encoding="utf-8")
             files.append(path)
         exported = programs(network, workload)
+        files.append(_write_usage(exported, workload, output))
         if form == "onnx":
             files += export_onnx(exported, output)
             for path in files:

@@ -16,7 +16,7 @@ from typing import Any
 from optuna.samplers import RandomSampler
 
 from nas.archive import Archive, Evaluation, distributions
-from nas.objectives import Accuracy
+from nas.objectives import Accuracy, violations
 from nas.proxies import proxy
 from nas.search import FrontTracker, Progress, drop_unfinished, promotion_order
 from search_spaces import VLMConfig
@@ -37,7 +37,8 @@ def promote(
     drop_unfinished(archive, "dear")
     done = {evaluation.id: evaluation for evaluation in archive.evaluations("dear")}
     names = experiment.objectives
-    queue = [e for e in promotion_order(archive.evaluations("cheap"), names, count) if e.id not in done]
+    allowed = [e for e in archive.evaluations("cheap") if not violations(experiment.caps, e.cost, None)]
+    queue = [e for e in promotion_order(allowed, names, count) if e.id not in done]
     queue = queue[: max(count - len(done), 0)]
     total = len(done) + len(queue)
     tracker = FrontTracker(experiment)

@@ -318,7 +318,7 @@ class LanguageDecoder(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # wider ones learn more slowly
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, EPSILON)
 

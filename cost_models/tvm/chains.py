@@ -17,6 +17,7 @@ from tvm.ir import Expr, GlobalVar, IRModule
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from cost_models.errors import CostError
 from cost_models.tvm import products, rows
 from cost_models.tvm.machine import Machine, machine_of, tvm_target
 from cost_models.tvm.passes import build, fuse
@@ -140,7 +141,7 @@ def _pooling(kernel: Kernel, scope: _Scope) -> Expr:
     sides, windows = (kernel.side, kernel.side), (window, window)
     if window * window != kernel.k:
         if kernel.m != 1:
-            raise ValueError(f"k of a pooling kernel must be a square number where m > 1, but got {kernel}")
+            raise CostError(f"k of a pooling kernel must be a square number where m > 1, but got {kernel}")
         windows = (kernel.k, 1)
     height, width = (side * size for side, size in zip(sides, windows, strict=True))
     x = scope.operand("x", (1, height, width, kernel.n))
@@ -198,7 +199,7 @@ def _elementwise(kernel: Kernel, scope: _Scope) -> Expr:
         return relax.op.permute_dims(scope.operand("x", (1, n, m)), (0, 2, 1))
     if kernel.op == "concat":
         if m < 2:
-            raise ValueError(f"a concat kernel joins rows to at least two, but got {kernel}")
+            raise CostError(f"a concat kernel joins rows to at least two, but got {kernel}")
         parts = [scope.operand("x", (1, batch, size, n)) for size in (m - 1, 1)]
         return relax.op.concat(parts, 2)
     x = scope.operand("x", (1, batch, m, n))
@@ -256,7 +257,7 @@ def _epilogue(name: str, x: Expr, shape: Shape, scope: _Scope) -> Expr:
         return _UNARY_EPILOGUES[name](x)
     if name not in _BINARY_EPILOGUES:
         known = ", ".join(sorted((*_UNARY_EPILOGUES, *_BINARY_EPILOGUES)))
-        raise ValueError(f"no schedule for epilogue {name!r}; known: {known}")
+        raise CostError(f"no schedule for epilogue {name!r}; known: {known}")
     own = name in ("bias", "positions")
     size = {"bias": shape[-1:], "mask": (1, shape[-1])}.get(name, shape)
     return _BINARY_EPILOGUES[name](x, scope.operand(name, size, own=own))
@@ -265,9 +266,9 @@ def _epilogue(name: str, x: Expr, shape: Shape, scope: _Scope) -> Expr:
 def _fused(kernel: Kernel, target: Target) -> tuple[PrimFunc, tuple[Operand, ...], Shape]:
     """One call of a kernel, through the passes that a whole program goes through: (function, operands, output)."""
     if kernel.precision is not Precision.FP32:
-        raise ValueError(f"only fp32 kernels can be compiled so far, but got precision={kernel.precision}")
+        raise CostError(f"only fp32 kernels can be compiled so far, but got precision={kernel.precision}")
     if kernel.kind not in _KINDS:
-        raise ValueError(f"no schedule for kernel kind {kernel.kind!r}; known: {', '.join(sorted(_KINDS))}")
+        raise CostError(f"no schedule for kernel kind {kernel.kind!r}; known: {', '.join(sorted(_KINDS))}")
     builder = relax.BlockBuilder()
     scope = _Scope(builder, machine_of(target))
     with builder.function("main"):
@@ -283,7 +284,7 @@ def _fused(kernel: Kernel, target: Target) -> tuple[PrimFunc, tuple[Operand, ...
     calls = [binding.value for binding in bindings if isinstance(binding.value, relax.Call)]
     names = [call.args[0].name_hint for call in calls if isinstance(call.args[0], GlobalVar)]
     if len(calls) != 1 or len(names) != 1:
-        raise ValueError(f"a kernel must fuse into one function, but {kernel} gives {', '.join(names) or 'a reshape'}")
+        raise CostError(f"a kernel must fuse into one function, but {kernel} gives {', '.join(names) or 'a reshape'}")
     by_name = {operand.name: operand for operand in scope.operands}
     operands = tuple(by_name[argument.name] for argument in calls[0].args[1])
     return schedule_function(module[names[0]], machine_of(target)), operands, shape

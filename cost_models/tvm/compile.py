@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax.frontend.torch import from_exported_program
 
+from cost_models.errors import CostError
 from cost_models.tvm.machine import tvm_target
 from cost_models.tvm.passes import build, fuse, least_time_s
 from cost_models.tvm.runtime import load_machine, machine_for
@@ -27,15 +30,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
-    """A compiled program, loaded into `machine`: call it with arrays or torch tensors in the order of its inputs."""
+    """A compiled program: call it with arrays or torch tensors in the order of its inputs.
+
+    `machine` is None where it was compiled for another processor: then it can only be exported.
+    """
 
     executable: Any
     machine: Any
+    triple: str
     counts: tuple[tuple[str, int], ...]
 
     def __call__(self, *inputs: Array | torch.Tensor) -> list[Array]:
         """Run once; every output as an array."""
-        return [output.numpy() for output in _flat(self.machine["main"](*_tensors(inputs)))]
+        return [output.numpy() for output in _flat(self._main()(*_tensors(inputs)))]
 
     def kernel_counts(self) -> tuple[tuple[str, int], ...]:
         """(name of a fused function, calls of it) after fusion, most called first."""
@@ -43,18 +50,32 @@ class CompiledProgram:
 
     def time_s(self, inputs: Sequence[Array | torch.Tensor], *, runs: int = 20, warmup: int = 2) -> float:
         """Least wall time of one call, in seconds; copies of inputs and outputs are not counted."""
-        main = self.machine["main"]
-        arguments = _tensors(inputs)
+        main, arguments = self._main(), _tensors(inputs)
         return least_time_s(lambda: main(*arguments), runs=runs, warmup=warmup)
 
     def export_library(self, path: Path | str) -> None:
-        """Write a shared library that the TVM runtime loads."""
-        self.executable.export_library(str(path))
+        """Write a shared library that the TVM runtime loads; another processor needs a cross compiler to link it."""
+        if _is_native(self.triple):
+            self.executable.export_library(str(path))
+            return
+        name = f"{self.triple.split('-')[0]}-linux-gnu"
+        if shutil.which(f"{name}-gcc") is None:
+            raise CostError(f"linking for {self.triple} needs {name}-gcc; on Debian: apt install gcc-{name}")
+        self.executable.export_library(str(path), cc=f"{name}-gcc")
+
+    def _main(self) -> Any:
+        if self.machine is None:
+            raise CostError(f"a program for {self.triple} cannot run on this machine ({platform.machine()})")
+        return self.machine["main"]
+
+
+def _is_native(triple: str) -> bool:
+    return not triple or triple.startswith(platform.machine())
 
 
 def load_program(path: Path | str) -> CompiledProgram:
     """Load what `export_library` wrote, from a file of this program's own making: a library is code."""
-    return CompiledProgram(*load_machine(path), ())
+    return CompiledProgram(*load_machine(path), "", ())
 
 
 def compile_program(exported_program: torch.export.ExportedProgram, target: Mapping[str, object]) -> CompiledProgram:
@@ -76,7 +97,8 @@ def compile_module(module: IRModule, target: Mapping[str, object]) -> CompiledPr
     fused = fuse(module, described)
     counts = _calls(fused)
     executable = build(schedule(fused, described), described)
-    return CompiledProgram(executable, machine_for(executable), counts)
+    triple = str(target.get("mtriple", ""))
+    return CompiledProgram(executable, machine_for(executable) if _is_native(triple) else None, triple, counts)
 
 
 def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

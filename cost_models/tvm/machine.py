@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import tvm_ffi
 from tvm.target import Target, codegen
 
+from cost_models.errors import CostError
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -30,7 +32,7 @@ def host_cpu() -> str:
 def tvm_target(target: Mapping[str, object]) -> Target:
     """Make a TVM target of its description, e.g. {"kind": "llvm", "mcpu": "znver4"}; kind must be llvm."""
     if target.get("kind") != "llvm":
-        raise ValueError(f"only targets of kind 'llvm' are supported, but got kind={target.get('kind')!r}")
+        raise CostError(f"only TVM targets of kind llvm can be compiled so far, but got kind={target.get('kind')!r}")
     return Target(dict(target))
 
 

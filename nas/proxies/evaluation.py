@@ -37,7 +37,8 @@ def train(experiment: Experiment, folder: Path, config: VLMConfig) -> dict[str, 
     """
     import torch
 
-    from nas.proxies.trained import TrainingRecipe, evaluate, save_weights, train_candidate
+    from nas.proxies.trained import TrainingRecipe, evaluate, train_candidate
+    from nas.proxies.weights import save_weights
 
     torch.set_num_threads(1)
     data = splits(experiment.data, experiment.seed)
@@ -49,7 +50,7 @@ def train(experiment: Experiment, folder: Path, config: VLMConfig) -> dict[str, 
     path = weights_path(folder, config.id)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
-    save_weights(trained, unfinished)
+    save_weights(trained.network, trained.vocabulary, unfinished)
     unfinished.replace(path)
     return {
         "accuracy": result.accuracy,

@@ -13,12 +13,10 @@ scenes; equal runs with other seeds differ by several points, so only the large 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary, blind_baseline
+from nas.proxies.muon import Muon
 from search_spaces.blocks import rotary
 from search_spaces.config import VLMConfig
 from search_spaces.network import VisionLanguageModel
@@ -36,10 +35,7 @@ Progress = Callable[[int, int, float], None]
 
 #: Pixels enter the network as (value / 255 - IMAGE_MEAN) / IMAGE_STD.
 IMAGE_MEAN, IMAGE_STD = 0.3, 0.3
-#: Standard deviation of the word embeddings before training; wider ones learn more slowly.
-_EMBEDDING_STD = 0.02
 _IGNORED = -100
-_WEIGHTS_FORMAT = "edge-vlm-nas weights 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +123,6 @@ def train_candidate(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = config.with_vocabulary(len(vocabulary)).build()
-        nn.init.normal_(network.language.embedding.weight, std=_EMBEDDING_STD)
         supervision = _RegionSupervision(network, data.train, vocabulary) if data.train.regions is not None else None
     rng = np.random.default_rng(seed)
     modules = [network] if supervision is None else [network, supervision]
@@ -348,51 +343,6 @@ def cell_weights(side: int, grid: int) -> Tensor:
     return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 
-# -------------------------------------------------------------------------------------------------------- the optimizer
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised steps for matrices, in fp32 (Jordan, kellerjordan.github.io/posts/muon, 2024).
-
-    Filters count as matrices of (out, in * window). Matrices of one shape are orthogonalised together.
-    """
-
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step; closures are not supported."""
-        for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
-                shapes.setdefault((update.shape[0], update.shape[1]), []).append((p, update))
-            for (rows, columns), found in shapes.items():
-                steps = orthogonalised(torch.stack([update for _, update in found]))
-                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for (p, _), step in zip(found, steps, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step.view_as(p), alpha=-rate)
-
-
-def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Bring all singular values of (N, rows, columns) near 1: Newton-Schulz, coefficients of Muon's author."""
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    for _ in range(iterations):
-        square = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    result: Tensor = x.mT if tall else x
-    return result
-
-
 def _optimizers(modules: Sequence[nn.Module], recipe: TrainingRecipe) -> list[tuple[torch.optim.Optimizer, float]]:
     # Each with its peak rate. Depthwise filters, queries and positions mix no channels: no matrices in Muon's sense.
     network = modules[0]
@@ -403,37 +353,3 @@ def _optimizers(modules: Sequence[nn.Module], recipe: TrainingRecipe) -> list[tu
     muon = Muon(matrices, recipe.matrix_rate, recipe.momentum, recipe.weight_decay)
     adam = torch.optim.AdamW(rest, recipe.rate, recipe.betas, weight_decay=recipe.weight_decay, foreach=True)
     return [(muon, recipe.matrix_rate), (adam, recipe.rate)]
-
-
-# ------------------------------------------------------------------------------------------------------------- weights
-
-
-def save_weights(trained: Trained, path: Path) -> None:
-    """Write weights, config and vocabulary as one safetensors file."""
-    from safetensors.numpy import save_file
-
-    weights = {name: tensor.detach().numpy() for name, tensor in trained.network.state_dict().items()}
-    about = {
-        "format": _WEIGHTS_FORMAT,
-        "config": json.dumps(trained.network.config.to_dict()),
-        "vocabulary": trained.vocabulary.to_json(),
-    }
-    save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, path, about)
-
-
-def load_weights(path: Path) -> tuple[VisionLanguageModel, Vocabulary]:
-    """Read what `save_weights` wrote: the network, ready to answer, and its vocabulary."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as opened:
-            about = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: no safetensors file: {error}") from error
-    if about.get("format") != _WEIGHTS_FORMAT:
-        raise DataError(f"{path}: format must be {_WEIGHTS_FORMAT!r}, but got {about.get('format')!r}")
-    network = VLMConfig.from_dict(json.loads(about["config"])).build()
-    network.load_state_dict(weights)
-    network.eval()
-    return network, Vocabulary.from_json(about["vocabulary"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,9 @@ def test_a_stored_search_answers_every_question(run: Any, experiment: Callable[.
     refused(run("best", "--max-latency-ms", "0.0001"), "nearest reachable", "max_latency_ms")
     refused(run("export", "zzz"), "unknown id 'zzz'")
     refused(run("export", best["id"], "-f", "onx"), "did you mean 'onnx'")
+    refused(run("export", best["id"], "-f", "tvm", "-d", "jetson-orin-nano"), "kind llvm", "cuda")
+    if shutil.which("aarch64-linux-gnu-gcc") is None and platform.machine() != "aarch64":
+        refused(run("export", best["id"], "-f", "tvm"), "needs aarch64-linux-gnu-gcc", "apt install")
     refused(run("front", "--experiment", "smal"), "did you mean 'small'")
     refused(run("front", "--device", "raspberry-pi-6"), "raspberry-pi-5")
 

@@ -14,20 +14,19 @@ from torch import Tensor
 
 from nas.proxies.data import DataError, Dataset, Question, Splits, blind_baseline
 from nas.proxies.digits import digit_scenes
+from nas.proxies.muon import orthogonalised
 from nas.proxies.trained import (
     Packed,
     TrainingRecipe,
     cell_weights,
     evaluate,
-    load_weights,
-    orthogonalised,
     pack,
-    save_weights,
     text_logits,
     to_pixels,
     train_candidate,
     turn,
 )
+from nas.proxies.weights import load_weights, save_weights
 from search_spaces.config import VLMConfig
 from search_spaces.network import VisionLanguageModel
 from search_spaces.projectors import PROJECTORS
@@ -258,7 +257,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
 def test_weights_round_trip(data: Splits, tmp_path: Path) -> None:
     trained = train_candidate(config_of(), data, dataclasses.replace(SHORT, steps=2), seed=0)
     path = tmp_path / "candidate.safetensors"
-    save_weights(trained, path)
+    save_weights(trained.network, trained.vocabulary, path)
     network, vocabulary = load_weights(path)
     assert vocabulary == trained.vocabulary
     assert network.config == trained.network.config

@@ -22,7 +22,7 @@ from tvm.relax.frontend.torch import from_exported_program
 from cost_models.errors import CostError
 from cost_models.tvm.machine import tvm_target
 from cost_models.tvm.passes import build, fuse, least_time_s
-from cost_models.tvm.runtime import load_machine, machine_for
+from cost_models.tvm.runtime import load_machine, machine_for, silent
 from cost_models.tvm.schedules import schedule
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -56,12 +56,14 @@ class CompiledProgram:
     def export_library(self, path: Path | str) -> None:
         """Write a shared library that the TVM runtime loads; another processor needs a cross compiler to link it."""
         if _is_native(self.triple):
-            self.executable.export_library(str(path))
+            with silent():
+                self.executable.export_library(str(path))
             return
         name = f"{self.triple.split('-')[0]}-linux-gnu"
         if shutil.which(f"{name}-gcc") is None:
             raise CostError(f"linking for {self.triple} needs {name}-gcc; on Debian: apt install gcc-{name}")
-        self.executable.export_library(str(path), cc=f"{name}-gcc")
+        with silent():
+            self.executable.export_library(str(path), cc=f"{name}-gcc")
 
     def _main(self) -> Any:
         if self.machine is None:

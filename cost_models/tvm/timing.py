@@ -25,7 +25,7 @@ from cost_models.tvm.chains import Array, Chain, chain_module
 from cost_models.tvm.machine import tvm_target
 from cost_models.tvm.passes import build, least_time_s
 from cost_models.tvm.quiet import Canary
-from cost_models.tvm.runtime import load_machine
+from cost_models.tvm.runtime import load_machine, silent
 from search_spaces.kernels import Kernel
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def _compile_all(
 
 def _compile_chunk(kernels: Sequence[Kernel], target: Mapping[str, object], path: Path) -> list[Chain]:
     module, chains = chain_module([(kernel, chain_calls(kernel)) for kernel in kernels], target)
-    build(module, tvm_target(target)).export_library(str(path))
+    executable = build(module, tvm_target(target))
+    with silent():
+        executable.export_library(str(path))
     return chains
 
 

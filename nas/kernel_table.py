@@ -76,9 +76,10 @@ def complete_table(
         missing = [k for k in drawn_kernels(space, workload, count, profile, seed) if k not in known]
     if missing:
         from cost_models.tvm.timing import time_kernels
+        from nas.measure import canary_memory
 
         progress("kernels", 0, len(missing), "compiling TVM kernels for this machine, once")
-        for done, timing in enumerate(time_kernels(missing, profile.tvm_target)):
+        for done, timing in enumerate(time_kernels(missing, profile.tvm_target, memory=canary_memory(profile))):
             table.append(profile.kernels_csv, table.TableRow(timing.kernel, timing.latency_s, timing.repeat_s))
             progress("kernels", done + 1, len(missing), "timing TVM kernels on this machine, once")
     if missing or not LearnedModel.is_fitted(profile):
@@ -116,7 +117,7 @@ def time_programs(
                 progress("programs", done, len(jobs), "compiling and timing whole models, once")
                 job.result()
         for config, folder in zip(configs, folders, strict=True):
-            timed = time_graphs(config, workload, profile.tvm_target, folder, seed)
+            timed, _ = time_graphs(config, workload, profile, folder, seed)
             for graph, phases in GRAPH_PHASES.items():
                 counted = [item for phase in phases for item in config.kernels(phase, workload)]
                 kernels, counts = zip(*counted, strict=True)

@@ -19,7 +19,7 @@ from search_spaces import VLMConfig, Workload
 def measure(
     archive: Archive, profile: Profile, members: Sequence[Evaluation], folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Measure members that have no record yet and keep the records in the archive; only `host` can be measured.
+    """Measure members that have no undisturbed record yet and keep the records in the archive; only `host` can be.
 
     Export and compilation run side by side; timing starts when they are done, so that nothing else is running.
     """
@@ -29,7 +29,7 @@ def measure(
         )
     experiment = archive.experiment
     workload = experiment.workload.workload()
-    left = [member for member in members if archive.measured(member.id) is None]
+    left = [member for member in members if not (archive.measured(member.id) or {}).get("quiet")]
     with tempfile.TemporaryDirectory(prefix="nas-measure-") as scratch:
         prepared: dict[str, dict[str, Any]] = {}
         jobs = {
@@ -53,10 +53,9 @@ def measure(
             progress("export", len(left), len(left))
         for done, member in enumerate(left):
             progress("measure", done, len(left), "timing")
-            timed = time_graphs(
-                member.config(experiment), workload, profile.tvm_target, Path(scratch) / member.id, experiment.seed
-            )
-            archive.record_measured(member.id, record(member, timed, prepared[member.id], profile))
+            config = member.config(experiment)
+            timed, quiet = time_graphs(config, workload, profile, Path(scratch) / member.id, experiment.seed)
+            archive.record_measured(member.id, record(member, timed, quiet, prepared[member.id], profile))
         if left:
             progress("measure", len(left), len(left))
     return [{"id": member.id, **(archive.measured(member.id) or {})} for member in members]
@@ -101,21 +100,30 @@ def compile_graphs(config: VLMConfig, workload: Workload, target: Mapping[str, o
 
 
 def time_graphs(
-    config: VLMConfig, workload: Workload, target: Mapping[str, object], folder: Path, seed: int
-) -> dict[str, float]:
-    """Seconds of each compiled graph in `folder`, end to end."""
+    config: VLMConfig, workload: Workload, profile: Profile, folder: Path, seed: int
+) -> tuple[dict[str, float], bool]:
+    """Seconds of each compiled graph in `folder`, end to end, and whether nothing disturbed the timing."""
     from cost_models.tvm.compile import load_program
     from cost_models.tvm.quiet import Canary
     from cost_models.tvm.timing import time_program
     from nas import export
 
     inputs = export.example_inputs(config.build(), workload, seed)
-    canary = Canary(target)
-    return {name: time_program(partial(load_program, folder / f"{name}.so"), inputs[name], canary) for name in inputs}
+    canary = Canary(profile.tvm_target, canary_memory(profile))
+    timed = {
+        name: time_program(partial(load_program, folder / f"{name}.so"), given, canary)
+        for name, given in inputs.items()
+    }
+    return {name: seconds for name, (seconds, _) in timed.items()}, all(quiet for _, quiet in timed.values())
+
+
+def canary_memory(profile: Profile) -> Path:
+    """Where a device keeps how fast the canary of its timings has ever been."""
+    return profile.folder / "canary.json"
 
 
 def record(
-    member: Evaluation, timed: Mapping[str, float], checked: Mapping[str, float], profile: Profile
+    member: Evaluation, timed: Mapping[str, float], quiet: bool, checked: Mapping[str, float], profile: Profile
 ) -> dict[str, Any]:
     """Predicted and measured seconds side by side; vision holds the projector."""
     cost = member.cost
@@ -128,6 +136,7 @@ def record(
         "device": profile.name,
         "predicted_s": predicted,
         "measured_s": dict(timed),
+        "quiet": quiet,
         "latency_predicted_s": cost.latency_s,
         "latency_measured_s": timed["vision"] + timed["prefill"] + cost.new_tokens * timed["decode"],
         **checked,

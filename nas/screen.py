@@ -129,7 +129,15 @@ def basis_line(members: Sequence[Evaluation], archive: Archive, profile: Profile
     ]
     proxy = first.accuracy.proxy if first.accuracy else "none"
     share = f"{100 * first.cost.total.timed_share:.0f} % of its latency from kernels timed on {profile.name}"
-    return f"basis: {', '.join(told)} (accuracy by the proxy {proxy}; of the first row {share})"
+    own = profile.name == archive.experiment.device
+    records = [record for member in members if own and (record := archive.measured(member.id))]
+    disturbed = sum(not record["quiet"] for record in records)
+    warning = (
+        f"\n{disturbed} of {len(records)} were measured while something else slowed this machine down: "
+        "run the search again to measure them again"
+    )
+    told_basis = f"basis: {', '.join(told)} (accuracy by the proxy {proxy}; of the first row {share})"
+    return told_basis + (warning if disturbed else "")
 
 
 def prediction_table(predicted: dict[str, Any]) -> Table:

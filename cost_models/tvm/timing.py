@@ -78,8 +78,12 @@ def time_kernels(
     progress: Callable[[int, int], None] | None = None,
     compile_processes: int = 2,
     seed: int = 0,
+    memory: Path | None = None,
 ) -> Iterator[KernelTiming]:
-    """Compile all kernels, then time one after the other; progress(timed, all) is called behind each."""
+    """Compile all kernels, then time one after the other; progress(timed, all) is called behind each.
+
+    `memory` is where the canary's best is kept between processes.
+    """
     rng = np.random.default_rng(seed)
     ordered = sorted(kernels, key=str)
     # dealt like cards, so that chunks take equally long
@@ -88,7 +92,7 @@ def time_kernels(
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
         paths = [Path(folder) / f"chunk{index}.so" for index in range(len(chunks))]
         compiled = _compile_all(chunks, dict(target), paths, compile_processes)
-        canary, done = Canary(target), 0
+        canary, done = Canary(target, memory), 0
         for path, chains in zip(paths, compiled, strict=True):
             _, machine = load_machine(path)
             for index, chain in enumerate(chains):
@@ -98,13 +102,20 @@ def time_kernels(
                     progress(done, len(ordered))
 
 
-def time_program(load: Callable[[], CompiledProgram], inputs: Sequence[Array | torch.Tensor], canary: Canary) -> float:
-    """Seconds of one call of a whole program, end to end: the mean over fresh loads of the least run in quiet."""
-    held, times = [], []
+def time_program(
+    load: Callable[[], CompiledProgram], inputs: Sequence[Array | torch.Tensor], canary: Canary
+) -> tuple[float, bool]:
+    """Seconds of one call of a whole program, end to end, and whether nothing disturbed it.
+
+    The mean over fresh loads of the least run.
+    """
+    held, times, quiet = [], [], True
     for _ in range(LOADS):
         held.append(load())
-        times.append(canary.undisturbed(lambda: held[-1].time_s(inputs, runs=20))[0])
-    return statistics.fmean(times)
+        seconds, undisturbed = canary.undisturbed(lambda: held[-1].time_s(inputs, runs=20))
+        times.append(seconds)
+        quiet = quiet and undisturbed
+    return statistics.fmean(times), quiet
 
 
 def _compile_all(

@@ -24,6 +24,7 @@ from cost_models.tvm.passes import least_time_s
 from cost_models.tvm.quiet import Canary
 from cost_models.tvm.timing import chain_calls, time_kernels
 from nas.kernel_table import drawn_kernels
+from nas.measure import canary_memory
 from nas.workflow import device
 from search_spaces import SPACES, Kernel, KernelKind, Workload
 
@@ -69,9 +70,9 @@ def main() -> None:
     profile, workload = device("host"), Workload(prompt_tokens=10, new_tokens=2)
     drawn = drawn_kernels(SPACES["tiny"], workload, KERNELS, profile, SEED)
     plain = [kernel for kernel in drawn if torch_calls(kernel, 1)]
-    canary = Canary(profile.tvm_target)
+    canary = Canary(profile.tvm_target, canary_memory(profile))
     ratios: defaultdict[str, list[float]] = defaultdict(list)
-    for timing in time_kernels(plain, profile.tvm_target):
+    for timing in time_kernels(plain, profile.tvm_target, memory=canary_memory(profile)):
         calls = torch_calls(timing.kernel, chain_calls(timing.kernel))
 
         def run_all(calls: list[Callable[[], Tensor]] = calls) -> None:

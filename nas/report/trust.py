@@ -55,6 +55,9 @@ def agreement_section(found: Findings) -> str:
         f"error is <strong>{statistics.median(map(abs, every)):.1%}</strong>, the worst "
         f"<strong>{max(every, key=abs):+.1%}</strong> (n = {len(every)}). Vision includes the projector."
     )
+    disturbed = sum(not record.get("quiet", True) for record in found.measured.values())
+    if disturbed:
+        intro += f" Something else slowed the machine while {count(disturbed, 'model')} of them ran: measure again."
     by_phase = table(["phase", "n", "median error", "worst", "bias", "within ±10 %"], rows)
     picture = chart(figures.agreement_figure(phases), "predicted over measured milliseconds")
     return section(title, intro, f'<div class="split">{picture}{by_phase}</div>')

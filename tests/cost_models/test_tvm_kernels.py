@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from tvm import cpu, relax, runtime
 from tvm.target import codegen
 
-from cost_models.tvm import chains, compile, timing
+from cost_models.tvm import chains, compile, quiet, timing
 from cost_models.tvm.machine import Machine, machine_of, tvm_target
 from search_spaces.kernels import Kernel, KernelKind, Precision
 
@@ -297,3 +299,23 @@ def test_agreeing_measurements_are_stable(times: tuple[float, ...]) -> None:
 def test_disagreeing_measurements_are_unstable() -> None:
     left = iter((1.0, 2.0, 1.5))
     assert timing._agreeing(lambda: next(left))[2] is False
+
+
+def test_the_canary_remembers_and_tells_a_disturbed_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tmp_path / "canary.json"
+    first = quiet.Canary(TARGET, memory)
+    assert json.loads(memory.read_text())["best_s"] == first.best_s
+    monkeypatch.setattr(quiet, "PATIENCE_S", 0.05)
+    tries = iter(range(10, 0, -1))
+    canary = quiet.Canary(TARGET, memory)
+    assert canary.best_s <= first.best_s
+    canary.best_s /= 10  # it has been ten times as fast: everything is disturbed now
+    value, undisturbed = canary.undisturbed(lambda: float(next(tries)))
+    assert not undisturbed
+    assert value == 10.0
+    memory.write_text("{")
+    assert quiet.Canary(TARGET, memory).best_s > 0
+    canary.best_s = 1.0  # slower than anything: always quiet
+    assert canary.undisturbed(lambda: 7.0) == (7.0, True)

@@ -47,6 +47,7 @@ def test_an_experiment_on_this_machine_measures_its_front(path: Path, run: Any, 
         assert 0.5 < measured["latency_predicted_s"] / measured["latency_measured_s"] < 2
         assert member["objectives"]["latency"]["basis"] == "predicted"
     again = run("measure", members[0]["id"], "--json")
-    assert json.loads(again.stdout)["latency_measured_s"] == members[0]["measured"]["latency_measured_s"]
+    if members[0]["measured"]["quiet"]:  # what was disturbed is measured again
+        assert json.loads(again.stdout)["latency_measured_s"] == members[0]["measured"]["latency_measured_s"]
     tvm = json.loads(run("export", members[0]["id"], "-f", "tvm", "-o", "lib", "--json").stdout)
     assert {"vision.so", "prefill.so", "decode.so"} <= {Path(file).name for file in tvm["files"]}

@@ -85,6 +85,7 @@ def _record(evaluation: Evaluation, rng: random.Random, device: str) -> dict[str
     return {
         "predicted_s": predicted,
         "measured_s": found,
+        "quiet": True,
         "latency_predicted_s": cost.latency_s,
         "latency_measured_s": found["vision"] + found["prefill"] + cost.new_tokens * found["decode"],
         "onnx_max_error": 2.4e-7,

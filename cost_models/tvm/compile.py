@@ -96,9 +96,10 @@ def compile_onnx(path: Path | str, target: Mapping[str, object]) -> CompiledProg
 def compile_module(module: IRModule, target: Mapping[str, object]) -> CompiledProgram:
     """Compile a Relax module with a function `main`."""
     described = tvm_target(target)
-    fused = fuse(module, described)
+    with silent():
+        fused = fuse(module, described)
+        executable = build(schedule(fused, described), described)
     counts = _calls(fused)
-    executable = build(schedule(fused, described), described)
     triple = str(target.get("mtriple", ""))
     return CompiledProgram(executable, machine_for(executable) if _is_native(triple) else None, triple, counts)
 

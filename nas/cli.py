@@ -165,10 +165,13 @@ def devices(
             screen.print_json([profile.model_dump(mode="json") for profile in profiles])
         else:
             screen.out.print(screen.devices_table(profiles))
+            screen.out.print(screen.devices_note(profiles), markup=False)
     elif as_json:
         screen.print_json(load(name).model_dump(mode="json"))
     else:
-        screen.out.print(screen.facts_table(load(name)))
+        profile = load(name)
+        screen.out.print(screen.facts_table(profile))
+        screen.out.print(screen.devices_note([profile]), markup=False)
 
 
 @app.command()

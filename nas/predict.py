@@ -51,7 +51,9 @@ def predict(config: VLMConfig, workload: Workload, profile: Profile, model_name:
             }
             for kernel, count, seconds, basis in priced
         ]
-        phases[phase.value] = {"latency_s": phases_s(cost)[phase.value], "kernels": kernels}
+        whole_s = phases_s(cost)[phase.value]
+        overhead_s = whole_s - sum(count * seconds for _, count, seconds, _ in priced)
+        phases[phase.value] = {"latency_s": whole_s, "overhead_s": max(overhead_s, 0.0), "kernels": kernels}
     fits = cost.memory.peak_bytes <= profile.usable_memory_bytes
     return {
         "id": config.id,

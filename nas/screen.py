@@ -154,6 +154,9 @@ def prediction_table(predicted: dict[str, Any]) -> Table:
             share = row["total_s"] / phase["latency_s"]
             one, whole = f"{row['seconds'] * 1e6:.1f} us", f"{row['total_s'] * 1e3:.3f} ms"
             table.add_row("", row["kernel"], str(row["count"]), one, whole, f"{share:.0%}", row["basis"])
+        if phase["overhead_s"] > 1e-9:
+            whole, share = f"{phase['overhead_s'] * 1e3:.3f} ms", phase["overhead_s"] / phase["latency_s"]
+            table.add_row("", "beside the kernels", "", "", whole, f"{share:.0%}", "predicted")
     return table
 
 
@@ -175,24 +178,31 @@ def devices_table(profiles: Sequence[Profile]) -> Table:
     from cost_models.learned import LearnedModel
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "device", "computes on"):
-        table.add_column(heading)
-    for heading in ("fp32 GFLOP/s", "bandwidth", "memory"):
+    table.add_column("name", no_wrap=True)
+    table.add_column("computes on")
+    for heading in ("fp32 GFLOP/s", "GB/s", "memory"):
         table.add_column(heading, justify="right")
     table.add_column("latency by")
     for profile in profiles:
         peak, bandwidth = profile.peak_ops_per_s.fp32, profile.bandwidth_bytes_per_s
-        learned = LearnedModel.is_fitted(profile)
         table.add_row(
             profile.name,
-            profile.title,
-            f"{profile.runs_on}, {profile.threads.value} thread(s)",
-            f"{peak.value / 1e9:.1f} ({peak.basis.value})",
-            f"{bandwidth.value / 1e9:.1f} GB/s ({bandwidth.basis.value})",
+            profile.runs_on if profile.runs_on == "gpu" else f"cpu, threads: {profile.threads.value}",
+            f"{peak.value / 1e9:.4g} {peak.basis.value}",
+            f"{bandwidth.value / 1e9:.3g} {bandwidth.basis.value}",
             f"{profile.memory_bytes.value / 1e9:.1f} GB",
-            LearnedModel.of(profile).told() if learned else "roofline",
+            "timed kernels" if LearnedModel.is_fitted(profile) else "roofline",
         )
     return table
+
+
+def devices_note(profiles: Sequence[Profile]) -> str:
+    """The titles of the devices, and how good the predictors of those with timed kernels are."""
+    from cost_models.learned import LearnedModel
+
+    lines = [f"{profile.name}: {profile.title}" for profile in profiles]
+    lines += [f"{p.name}: {LearnedModel.of(p).told()}" for p in profiles if LearnedModel.is_fitted(p)]
+    return "\n".join(lines)
 
 
 def facts_table(profile: Profile) -> Table:

@@ -260,9 +260,9 @@ class Kernel:
         return side
 
     def __str__(self) -> str:
-        size = f"{self.m}x{self.n}x{self.k}"
+        size = f"{self.m}x{self.n}" + (f"x{self.k}" if self.k > 1 else "")
         batch = f"{self.batch}x" if self.batch > 1 else ""
         window = f" w{self.window}/{self.stride}" if self.window > 1 or self.stride > 1 else ""
-        op = f" {self.op}" if self.op else ""
         tail = "".join(f"+{name}" for name in self.epilogue)
-        return f"{self.kind}{op} {batch}{size}{window}{tail} {self.precision}"
+        precision = "" if self.precision is Precision.FP32 else f" {self.precision}"
+        return f"{self.op or self.kind} {batch}{size}{window}{tail}{precision}"

@@ -16,7 +16,6 @@ from pathlib import Path
 from cost_models.models import cost_model
 from hardware_profiles import load
 from nas.candidate import Pricer
-from nas.objectives import OBJECTIVES
 from search_spaces import SPACES, Workload
 
 REPEATS = 7
@@ -70,7 +69,6 @@ def main() -> None:
         figures["best_s"] = spread([seconds(lambda: nas(folder, "best")) for _ in range(REPEATS)])
         figures["front_s"] = spread([seconds(lambda: nas(folder, "front")) for _ in range(REPEATS)])
     figures["roofline_configs_per_s"] = spread([pricing_per_s(seed) for seed in range(REPEATS)])
-    figures["objectives"] = sorted(OBJECTIVES)
     print(json.dumps(figures, indent=2))
 
 

@@ -90,7 +90,6 @@ def _schedule_product(sch: Schedule) -> None:
         reduction.append(k0)
         unrolled.append(k1)
     sch.reorder(*outer, j0, i0, *reduction, *unrolled, i1, jv, jl)
-    sch.set_scope(product, 0, "local")
     sch.reverse_compute_at(out, i0)
     *tile_i, tile_j = sch.get_loops(out)[len(outer) + 2 :]
     vector = math.gcd(int(_shape(sch, out)[-1]), width)
@@ -135,7 +134,6 @@ def _schedule_dot(sch: Schedule, machine: Machine) -> None:
     column = sch.get_loops(out)[-1]
     for block in (*reversed(stages), dot):
         sch.compute_at(block, column)
-        sch.set_scope(block, 0, "local")
     for block in stages:
         _vectorize_last(sch, block, machine.lanes, outer=depth)
     if "reduce" in _kinds(sch, dot):
@@ -150,7 +148,6 @@ def _schedule_rows(sch: Schedule, machine: Machine) -> None:
     row = sch.get_loops(out)[depth - 1]
     for block in reversed(_blocks(sch)[:-1]):
         sch.compute_at(block, row)
-        sch.set_scope(block, 0, "local")
     for block in _blocks(sch):
         if "reduce" in _kinds(sch, block):
             _reduce_by_lane(sch, block, depth)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from hardware_profiles import Fact, Profile, load
+from hardware_profiles import Basis, Fact, Profile, load
 from hardware_profiles.catalog import SHIPPED
 from hardware_profiles.files import read, write
 
@@ -47,8 +47,26 @@ def profile(request: pytest.FixtureRequest) -> Profile:
     return load(request.param)
 
 
-def test_the_three_devices_are_shipped() -> None:
-    assert {"raspberry-pi-4", "raspberry-pi-5", "jetson-orin-nano"} <= set(DEVICES)
+def test_these_devices_are_shipped() -> None:
+    assert DEVICES == [
+        "apple-m1",
+        "intel-n100",
+        "jetson-agx-orin",
+        "jetson-nano",
+        "jetson-orin-nano",
+        "licheepi-3a",
+        "orange-pi-5",
+        "pixel-6",
+        "raspberry-pi-3b-plus",
+        "raspberry-pi-4",
+        "raspberry-pi-5",
+        "raspberry-pi-zero-2w",
+        "rk3399",
+        "snapdragon-8-gen-2",
+        "snapdragon-8-gen-3",
+        "snapdragon-888",
+        "visionfive-2",
+    ]
 
 
 def test_every_number_is_finite_positive_and_sourced(profile: Profile) -> None:
@@ -59,6 +77,8 @@ def test_every_number_is_finite_positive_and_sourced(profile: Profile) -> None:
         assert fact.value > 0, key
         assert fact.source.strip(), key
         assert "shared/" not in fact.source, key
+        if "unsourced" in fact.source:
+            assert fact.basis is Basis.ASSUMED, key
 
 
 def test_name_is_the_folder(profile: Profile) -> None:
@@ -86,6 +106,14 @@ def test_target_names_the_processor(profile: Profile) -> None:
     host = target["host"] if profile.runs_on == "gpu" else target
     assert isinstance(host, dict)
     assert host["mcpu"] == profile.llvm_cpu
+    cores = profile.cpu.cores if profile.runs_on == "gpu" else profile.threads.value
+    assert host["num-cores"] == cores
+
+
+def test_half_precision_doubles_the_vector_rate(profile: Profile) -> None:
+    peaks = profile.peak_ops_per_s
+    if profile.runs_on == "cpu" and peaks.fp16 is not None:
+        assert peaks.fp16.value / peaks.fp32.value == pytest.approx(2, rel=0.01)
 
 
 def test_caches_grow(profile: Profile) -> None:
@@ -115,3 +143,28 @@ def test_figures_of_the_sources() -> None:
     assert pi.bandwidth_bytes_per_s.value == 2 * 6025e6  # sbc-bench: each copied byte moves twice
     assert load("raspberry-pi-4").peak_ops_per_s.fp32.value == 47.88e9
     assert load("jetson-orin-nano").peak_ops_per_s.fp32.value == 1.28e12
+    rock = load("orange-pi-5")
+    assert rock.peak_ops_per_s.fp32.value == 150.15e9  # cpufp, the A76 cluster
+    assert rock.bandwidth_bytes_per_s.value == pytest.approx(2 * 12803.1e6)  # sbc-bench
+    assert load("rk3399").peak_ops_per_s.fp32.value == 28.698e9  # cpufp, the A72 cluster
+    n100 = load("intel-n100")
+    assert n100.peak_ops_per_s.int8 is not None
+    assert n100.peak_ops_per_s.int8.value == 369.66e9  # cpufp, AVX-VNNI
+    assert n100.bandwidth_bytes_per_s.value == pytest.approx(2 * 10920.8e6)
+    assert load("visionfive-2").bandwidth_bytes_per_s.value == pytest.approx(2 * 861.8e6)
+    assert load("jetson-agx-orin").peak_ops_per_s.fp32.value == 5.3e12
+
+
+@pytest.mark.parametrize(
+    ("name", "gigaflops"),
+    [("raspberry-pi-3b-plus", 44.8), ("snapdragon-888", 207.0), ("snapdragon-8-gen-3", 345.6), ("licheepi-3a", 204.8)],
+)
+def test_assumed_peaks_are_of_the_cores_that_threads_names(name: str, gigaflops: float) -> None:
+    profile = load(name)
+    assert profile.peak_ops_per_s.fp32.basis is Basis.ASSUMED
+    assert profile.peak_ops_per_s.fp32.value == pytest.approx(gigaflops * 1e9)
+
+
+def test_phones_are_not_compiled_for_vectors_that_their_kernels_withhold() -> None:
+    for name in ("snapdragon-8-gen-2", "snapdragon-8-gen-3"):
+        assert load(name).tvm_target["mattr"] == ["-sve"]

@@ -18,8 +18,9 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from cost_models.errors import CostError
+from cost_models.tiles import Machine, panels
 from cost_models.tvm import products, rows
-from cost_models.tvm.machine import Machine, machine_of, tvm_target
+from cost_models.tvm.machine import machine_of, tvm_target
 from cost_models.tvm.passes import build, fuse
 from cost_models.tvm.schedules import schedule_function
 from search_spaces.kernels import Kernel, KernelKind, Precision
@@ -92,7 +93,7 @@ class _Scope:
 def _linear(kernel: Kernel, scope: _Scope) -> Expr:
     m, n, k = kernel.m, kernel.n, kernel.k
     x = scope.operand("x", (1, m, k))
-    w = scope.operand("w", (products.panels(n, scope.machine), k, scope.machine.lanes), own=True)
+    w = scope.operand("w", (panels(n, scope.machine), k, scope.machine.lanes), own=True)
     return scope.call(products.linear((1, m), n, k, scope.machine), "linear", [x, w], (1, m, n))
 
 
@@ -121,7 +122,7 @@ def _conv(kernel: Kernel, scope: _Scope) -> Expr:
     first = products.reads_channels_first(channels, (window, window), stride, padding)
     x = scope.operand("x", (1, channels, size, size) if first else (1, size, size, channels))
     lanes = scope.machine.lanes
-    w = scope.operand("w", (products.panels(n, scope.machine), window, window, channels, lanes), own=True)
+    w = scope.operand("w", (panels(n, scope.machine), window, window, channels, lanes), own=True)
     function = products.conv(size, size, channels, n, (window, window), stride, padding, scope.machine)
     return scope.call(function, "conv", [x, w], (1, side, side, n))
 

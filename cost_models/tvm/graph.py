@@ -16,9 +16,9 @@ from tvm import relax, te
 from tvm.ir import Expr, GenericConst, IRModule, Op
 from tvm.relax.expr_functor import mutator
 
+from cost_models.tiles import Machine, panels
 from cost_models.tvm import products, rows, scalar_math
 from cost_models.tvm.layout import FIRST_TO_LAST, LAST_TO_FIRST, LayoutRewriter, axes_of, is_float, shape_of
-from cost_models.tvm.machine import Machine
 
 #: Unary operations that get an own, vectorisable definition.
 UNARY: dict[str, Callable[[Expr], Expr]] = {
@@ -45,7 +45,7 @@ def use_kernels(module: IRModule, machine: Machine) -> IRModule:
 def pack_linear(weight: np.ndarray, machine: Machine) -> np.ndarray:
     """Pack weights (n, k) as (panels, k, lanes), the last panel padded with zeros."""
     n, k = weight.shape
-    padded = np.zeros((products.panels(n, machine) * machine.lanes, k), weight.dtype)
+    padded = np.zeros((panels(n, machine) * machine.lanes, k), weight.dtype)
     padded[:n] = weight
     return np.ascontiguousarray(padded.reshape(-1, machine.lanes, k).transpose(0, 2, 1))
 

@@ -10,7 +10,7 @@ from tvm.ir import Expr, GenericConst, GlobalVar, IRModule, Op
 from tvm.relax.expr_functor import PyExprMutator
 from tvm.tirx import PrimFunc
 
-from cost_models.tvm.machine import Machine
+from cost_models.tiles import Machine
 
 Shape = tuple[int, ...]
 LAST_TO_FIRST = (0, 3, 1, 2)

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import tvm_ffi
 from tvm.target import Target, codegen
 
 from cost_models.errors import CostError
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """One core's vector unit: `lanes` fp32 values a register, `registers` of them."""
-
-    lanes: int
-    registers: int
-
-    @property
-    def accumulators(self) -> int:
-        """Registers a tile may occupy: the rest holds weights, a broadcast value and addresses."""
-        return self.registers - 4
+from cost_models.tiles import Machine
 
 
 def host_cpu() -> str:

@@ -14,38 +14,11 @@ from tvm import te, tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc
 
-from cost_models.tvm.machine import Machine
+from cost_models.tiles import Machine, panels, product_tile, takes_dots, values_tile, vector_width, window_tile
 
 #: FuseOps' pattern kinds (tvm/relax/op_attr_types.h).
 OUT_ELEMENTWISE_FUSABLE = 4
 OPAQUE = 8
-
-
-def panels(n: int, machine: Machine) -> int:
-    """Number of column panels of packed weights: a vector of columns each, the last one padded with zeros."""
-    return -(-n // machine.lanes)
-
-
-def vector_width(n: int, lanes: int) -> int:
-    """The widest vector, a power of two up to `lanes`, that divides n."""
-    return math.gcd(n, lanes)
-
-
-def row_tile(rows: int, limit: int) -> int:
-    """Rows of the register tile, up to `limit`, that waste least: padded rows and, a little, tile starts."""
-    return min(range(1, max(limit, 1) + 1), key=lambda tile: (-(-rows // tile) * (tile + 1.0), -tile))
-
-
-def _tile(rows: int, vectors: int, machine: Machine, most_rows: int = 14) -> tuple[int, int]:
-    """Choose (tile rows, tile vectors): enough sums in flight to hide the latency of a multiply-add."""
-    enough = 8 if machine.lanes == 16 else 12
-    best = (row_tile(rows, min(machine.accumulators, most_rows)), 1)
-    for wide in (w for w in (2, 3, 4, 6, 8) if vectors % w == 0):
-        narrow_enough = machine.lanes < 16 and best[1] < 2
-        if best[0] * best[1] >= enough and not narrow_enough:
-            break
-        best = (row_tile(rows, min(machine.accumulators // wide, most_rows)), wide)
-    return best
 
 
 def _clamped(index: Expr, extent: int, tile: int) -> Expr:
@@ -70,7 +43,7 @@ def linear(lead: tuple[int, ...], n: int, k: int, machine: Machine) -> PrimFunc:
     """(*lead, k) times weights packed as (panels, k, lanes) gives (*lead, n); lead holds one size above 1."""
     m = math.prod(lead)
     lanes = machine.lanes
-    rows, vectors = _tile(m, panels(n, machine), machine)
+    rows, vectors = product_tile(m, panels(n, machine), machine)
     x = te.placeholder((*lead, k), name="x")
     w = te.placeholder((panels(n, machine), k, lanes), name="w")
     axis = te.reduce_axis((0, k), name="k")
@@ -104,11 +77,11 @@ def scores(lead: tuple[int, ...], m: int, n: int, k: int, scale: float, machine:
             b = tirx.floordiv(b, size)
         return tuple(reversed(index))
 
-    if m <= 4 and vector_width(k, machine.lanes) >= 4:
+    if takes_dots(m, k, machine):
         return _dot_scores(queries, keys, lead, scale, machine)
     lanes = machine.lanes
     count = panels(n, machine)
-    rows, vectors = _tile(m, count, machine)
+    rows, vectors = product_tile(m, count, machine)
     packed = te.compute(
         (batch, count, k, lanes),
         lambda b, p, kk, j: keys[(*lead_index(b), tirx.min(p * lanes + j, n - 1), kk)],
@@ -173,8 +146,7 @@ def values(lead: tuple[int, ...], m: int, n: int, k: int, machine: Machine) -> P
     weights = te.placeholder((*lead, m, k), name="probabilities")
     stored = te.placeholder((*lead, k, n), name="values")
     width = vector_width(n, machine.lanes)
-    vectors = max(v for v in range(1, 7) if (n // width) % v == 0)
-    rows = row_tile(m, min(machine.accumulators // vectors, 14))
+    rows, vectors = values_tile(m, n, machine)
     axis = te.reduce_axis((0, k), name="k")
     product = te.compute(
         (*lead, _padded(m, rows), n),
@@ -229,7 +201,7 @@ def conv(
     w = te.placeholder((panels(n, machine), *window, channels, lanes), name="w")
     out_y = output_size(height, window[0], stride, padding)
     out_x = output_size(width, window[1], stride, padding)
-    rows, vectors = _tile(out_x, panels(n, machine), machine)
+    rows, vectors = product_tile(out_x, panels(n, machine), machine)
     image = x if channels_first else _image(x, padding)
     dy = te.reduce_axis((0, window[0]), name="dy")
     dx = te.reduce_axis((0, window[1]), name="dx")
@@ -275,8 +247,7 @@ def _windows(
     out_y = output_size(height, window[0], stride[0], padding)
     out_x = output_size(width, window[1], stride[1], padding)
     lanes = vector_width(n, machine.lanes)
-    vectors = max(v for v in (1, 2, 3, 4) if (n // lanes) % v == 0) if out_x == 1 else 1
-    rows = row_tile(out_x, 8)
+    rows, vectors = window_tile(out_x, n, machine)
     image = _image(x, padding)
     dy = te.reduce_axis((0, window[0]), name="dy")
     dx = te.reduce_axis((0, window[1]), name="dx")

@@ -13,8 +13,8 @@ from tvm import te, tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc
 
-from cost_models.tvm.machine import Machine
-from cost_models.tvm.products import OPAQUE, vector_width
+from cost_models.tiles import Machine, vector_width
+from cost_models.tvm.products import OPAQUE
 from cost_models.tvm.scalar_math import exp
 
 Lead = tuple[int, ...]

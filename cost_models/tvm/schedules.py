@@ -17,7 +17,8 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from cost_models.tvm.machine import Machine, machine_of
+from cost_models.tiles import Machine
+from cost_models.tvm.machine import machine_of
 
 
 def schedule(module: IRModule, target: Target) -> IRModule:

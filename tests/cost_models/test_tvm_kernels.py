@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tvm import cpu, relax, runtime
 from tvm.target import codegen
 
+from cost_models.tiles import Machine
 from cost_models.tvm import chains, compile, quiet, timing
-from cost_models.tvm.machine import Machine, machine_of, tvm_target
+from cost_models.tvm.machine import machine_of, tvm_target
 from search_spaces.kernels import Kernel, KernelKind, Precision
 
 # torch's own FutureWarnings inside torch.export (pytree specs), not ours to mend

@@ -1,0 +1,110 @@
+"""The register tile that a kernel's product gets on a core: one rule for schedules and for what predicts their time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from search_spaces import Kernel, KernelKind
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One core's vector unit: `lanes` fp32 values a register, `registers` of them."""
+
+    lanes: int
+    registers: int
+
+    @property
+    def accumulators(self) -> int:
+        """Registers a tile may occupy: the rest holds weights, a broadcast value and addresses."""
+        return self.registers - 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a kernel is cut: `steps` tiles of rows x vectors x width results, each summed over `depth` terms."""
+
+    rows: int
+    vectors: int
+    width: int
+    row_tiles: int
+    column_tiles: int
+    depth: int
+
+    @property
+    def steps(self) -> int:
+        """Tiles in all."""
+        return self.row_tiles * self.column_tiles
+
+    @property
+    def multiply_adds(self) -> int:
+        """Vector multiply-adds, those of padding included."""
+        return self.steps * self.rows * self.vectors * self.depth
+
+
+def panels(n: int, machine: Machine) -> int:
+    """Number of column panels of packed weights: a vector of columns each, the last one padded with zeros."""
+    return -(-n // machine.lanes)
+
+
+def vector_width(n: int, lanes: int) -> int:
+    """The widest vector, a power of two up to `lanes`, that divides n."""
+    return math.gcd(n, lanes)
+
+
+def row_tile(rows: int, limit: int) -> int:
+    """Rows of the register tile, up to `limit`, that waste least: padded rows and, a little, tile starts."""
+    return min(range(1, max(limit, 1) + 1), key=lambda tile: (-(-rows // tile) * (tile + 1.0), -tile))
+
+
+def product_tile(rows: int, vectors: int, machine: Machine, most_rows: int = 14) -> tuple[int, int]:
+    """Choose (tile rows, tile vectors): enough sums in flight to hide the latency of a multiply-add."""
+    enough = 8 if machine.lanes == 16 else 12
+    best = (row_tile(rows, min(machine.accumulators, most_rows)), 1)
+    for wide in (w for w in (2, 3, 4, 6, 8) if vectors % w == 0):
+        narrow_enough = machine.lanes < 16 and best[1] < 2
+        if best[0] * best[1] >= enough and not narrow_enough:
+            break
+        best = (row_tile(rows, min(machine.accumulators // wide, most_rows)), wide)
+    return best
+
+
+def values_tile(m: int, n: int, machine: Machine) -> tuple[int, int]:
+    """Choose (tile rows, tile vectors) of an attention product with V, which is not packed."""
+    columns = n // vector_width(n, machine.lanes)
+    vectors = max(v for v in range(1, 7) if columns % v == 0)
+    return row_tile(m, min(machine.accumulators // vectors, 14)), vectors
+
+
+def window_tile(out_x: int, n: int, machine: Machine) -> tuple[int, int]:
+    """Choose (tile pixels, tile vectors) of a kernel whose channels do not mix."""
+    columns = n // vector_width(n, machine.lanes)
+    return row_tile(out_x, 8), max(v for v in (1, 2, 3, 4) if columns % v == 0) if out_x == 1 else 1
+
+
+def takes_dots(m: int, k: int, machine: Machine) -> bool:
+    """Whether scores of few queries are dot products along the head width: packing K would cost more."""
+    return m <= 4 and vector_width(k, machine.lanes) >= 4
+
+
+def tiling(kernel: Kernel, machine: Machine) -> Tiling:
+    """The tiles of any kernel; row by row for those that are no products."""
+    m, n, batch = kernel.m, kernel.n, kernel.batch
+    if kernel.kind is KernelKind.SCORES and takes_dots(m, kernel.k, machine):
+        return Tiling(1, 1, vector_width(kernel.k, machine.lanes), batch * m, n, kernel.k)
+    if kernel.kind in (KernelKind.LINEAR, KernelKind.CONV, KernelKind.SCORES):
+        across = kernel.side if kernel.kind is KernelKind.CONV and kernel.window * kernel.stride > 1 else m
+        columns = panels(n, machine)
+        rows, vectors = product_tile(across, columns, machine)
+        tiles = -(-across // rows) * (m // across) * batch
+        return Tiling(rows, vectors, machine.lanes, tiles, -(-columns // vectors), kernel.k)
+    width = vector_width(n, machine.lanes)
+    if kernel.kind is KernelKind.VALUES:
+        rows, vectors = values_tile(m, n, machine)
+        return Tiling(rows, vectors, width, -(-m // rows) * batch, n // width // vectors, kernel.k)
+    if kernel.kind in (KernelKind.DEPTHWISE_CONV, KernelKind.POOLING):
+        side = math.isqrt(m)
+        rows, vectors = window_tile(side, n, machine)
+        return Tiling(rows, vectors, width, -(-side // rows) * side, n // width // vectors, kernel.k)
+    return Tiling(1, 1, width, batch * m, n // width, 1)

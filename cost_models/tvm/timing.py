@@ -42,6 +42,9 @@ _MOST_BYTES = 256 * 2**20
 _CHUNK = 12
 _BUDGET_S = 0.03  # per measurement
 
+#: Least seconds of so many runs of a loaded program.
+Clock = Callable[[int], float]
+
 
 @dataclass(frozen=True, slots=True)
 class KernelTiming:
@@ -56,6 +59,14 @@ class KernelTiming:
     def disagreement(self) -> float:
         """Difference of the two measurements as a share of the smaller."""
         return self.repeat_s / self.latency_s - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A file of this program's own making with the chains of several kernels, by the names of their functions."""
+
+    path: Path
+    chains: dict[str, Chain]
 
 
 def noise_floor(timings: Sequence[KernelTiming]) -> float:
@@ -85,21 +96,16 @@ def time_kernels(
     `memory` is where the canary's best is kept between processes.
     """
     rng = np.random.default_rng(seed)
-    ordered = sorted(kernels, key=str)
-    # dealt like cards, so that chunks take equally long
-    count = max(compile_processes, -(-len(ordered) // _CHUNK))
-    chunks = [chunk for chunk in (ordered[start::count] for start in range(count)) if chunk]
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
-        paths = [Path(folder) / f"chunk{index}.so" for index in range(len(chunks))]
-        compiled = _compile_all(chunks, dict(target), paths, compile_processes)
+        libraries = compile_libraries(kernels, target, Path(folder), compile_processes)
         canary, done = Canary(target, memory), 0
-        for path, chains in zip(paths, compiled, strict=True):
-            _, machine = load_machine(path)
-            for index, chain in enumerate(chains):
-                yield _time_chain(machine, f"chain{index}", chain, rng, canary)
+        for library in libraries:
+            _, machine = load_machine(library.path)
+            for name, chain in library.chains.items():
+                yield _time_locally(machine, name, chain, rng, canary)
                 done += 1
                 if progress is not None:
-                    progress(done, len(ordered))
+                    progress(done, len(kernels))
 
 
 def time_program(
@@ -118,35 +124,59 @@ def time_program(
     return statistics.fmean(times), quiet
 
 
-def _compile_all(
-    chunks: Sequence[Sequence[Kernel]], target: Mapping[str, object], paths: Sequence[Path], processes: int
-) -> list[list[Chain]]:
+def compile_libraries(
+    kernels: Sequence[Kernel], target: Mapping[str, object], folder: Path, processes: int
+) -> list[Library]:
+    """Compile the chains of all kernels into libraries in a folder, several at a time in own processes."""
+    ordered = sorted(kernels, key=str)
+    # dealt like cards, so that chunks take equally long
+    count = max(processes, -(-len(ordered) // _CHUNK))
+    chunks = [chunk for chunk in (ordered[start::count] for start in range(count)) if chunk]
+    paths = [folder / f"chunk{index}.so" for index in range(len(chunks))]
+    targets = [dict(target)] * len(chunks)
     if len(chunks) == 1 or processes == 1:
-        return [_compile_chunk(chunk, target, path) for chunk, path in zip(chunks, paths, strict=True)]
+        return list(map(_compile_library, chunks, targets, paths))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=processes, mp_context=context) as pool:
-        return list(pool.map(_compile_chunk, chunks, [target] * len(chunks), paths))
+        return list(pool.map(_compile_library, chunks, targets, paths))
 
 
-def _compile_chunk(kernels: Sequence[Kernel], target: Mapping[str, object], path: Path) -> list[Chain]:
+def _compile_library(kernels: Sequence[Kernel], target: Mapping[str, object], path: Path) -> Library:
     module, chains = chain_module([(kernel, chain_calls(kernel)) for kernel in kernels], target)
     executable = build(module, tvm_target(target))
-    with silent():
-        executable.export_library(str(path))
-    return chains
+    if triple := target.get("mtriple"):
+        from cost_models.tvm.compile import CompiledProgram  # imports torch: only where another linker may be needed
+
+        CompiledProgram(executable, None, str(triple), ()).export_library(path)
+    else:
+        with silent():
+            executable.export_library(str(path))
+    return Library(path, {f"chain{index}": chain for index, chain in enumerate(chains)})
 
 
-def _time_chain(machine: Any, name: str, chain: Chain, rng: np.random.Generator, canary: Canary) -> KernelTiming:
+def _time_locally(machine: Any, name: str, chain: Chain, rng: np.random.Generator, canary: Canary) -> KernelTiming:
     arrays = chain.inputs(rng)
     held = []  # earlier operands stay where they are, so that the next ones come to lie elsewhere
 
-    def measure() -> float:
+    def load() -> Clock:
         held.append([tvm.runtime.tensor(array) for array in arrays])
         machine.save_function(name, f"timed_{name}", *held[-1], include_return=False)
         run = machine[f"timed_{name}"]
-        once_s = least_time_s(run, runs=1, warmup=1)
-        runs = min(40, max(6, int(_BUDGET_S / once_s)))
-        return canary.undisturbed(lambda: least_time_s(run, runs=runs, warmup=0) / chain.calls)[0]
+        run()
+        return lambda runs: least_time_s(run, runs=runs, warmup=0)
+
+    return time_chain(chain, load, lambda measure: canary.undisturbed(measure)[0])
+
+
+def time_chain(
+    chain: Chain, load: Callable[[], Clock], undisturbed: Callable[[Callable[[], float]], float]
+) -> KernelTiming:
+    """Time a chain wherever it runs: `load` puts fresh operands in place and gives the clock that times it there."""
+
+    def measure() -> float:
+        least_s = load()
+        runs = min(40, max(6, int(_BUDGET_S / least_s(1))))
+        return undisturbed(lambda: least_s(runs) / chain.calls)
 
     return KernelTiming(chain.kernel, *_agreeing(measure))
 

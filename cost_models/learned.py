@@ -1,9 +1,8 @@
-"""Timed kernels where the table has them, and a learned predictor of all others.
+"""The table's seconds for kernels that it has, and a learned predictor of all others.
 
-Two stages, each fitted on relative error. Per family of kernels, seconds as a sum of non-negative prices: of a call,
-of padded operations, of weight bytes, of activation bytes, of transcendental epilogues. Then boosted trees (LightGBM)
-on the logarithm of what is left: tails of tiles, odd sizes, caches. Stored as text in the profile's folder, beside the
-error on kernels that a fold had not seen.
+Per family of kernels, in two stages, both on relative error: seconds as a sum of non-negative prices (of a call, of a
+vector multiply-add, of a tile, of bytes from each cache; see features.py), then a Gaussian process on the logarithm of
+what is left. Stored as JSON in the profile's folder, beside the error on kernels that a fold had not seen.
 
 A whole program takes longer than its kernels: it checks inputs, makes views and hands out outputs. That overhead is
 fitted by phase on whole compiled programs (`fit_overheads`): a constant, and a price a call.
@@ -12,10 +11,9 @@ fitted by phase on whole compiled programs (`fit_overheads`): a constant, and a 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +22,36 @@ from numpy.typing import NDArray
 
 from cost_models import table
 from cost_models.errors import CostError
+from cost_models.features import Core, family
+from cost_models.gaussian import GaussianProcess
+from cost_models.tiles import Machine
 from hardware_profiles import Basis, Profile
-from search_spaces import Kernel, KernelKind, Phase
-from search_spaces.kernels import OPS_PER_ELEMENT
+from search_spaces import Kernel, Phase
 
-#: Fewer timed kernels than this make no predictor.
+#: Fewer kernels than this make no predictor.
 LEAST_KERNELS = 40
+#: Fewer kernels of a family than this are priced without a process.
+LEAST_OF_FAMILY = 8
 FOLDS = 5
 #: No call of a kernel is quicker than this.
 LEAST_S = 5e-8
-_TREES: dict[str, Any] = {
-    "objective": "l2",
-    "num_leaves": 8,
-    "min_data_in_leaf": 3,
-    "learning_rate": 0.05,
-    "feature_fraction": 0.8,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "num_threads": 1,
-    "deterministic": True,
-    "force_row_wise": True,
-    "verbosity": -1,
-    "seed": 0,
-}
-_ROUNDS = 400
-_KINDS = list(KernelKind)
-#: Columns that one packed panel of weights holds: fp32 values of the widest vectors.
-_PANEL = 16
-#: Epilogues with an exponential inside.
-_TRANSCENDENTAL = frozenset({"gelu", "silu"})
-_READS_ANOTHER = frozenset({"residual", "multiply", "positions"})
+_VERSION = 2
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class PredictorError:
-    """Error on kernels that a fold did not see, beside the noise of measuring the same kernel twice."""
+    """Error on kernels that a fold did not see, beside the noise of measuring the same kernel twice.
+
+    `deviation_scale` is what predicted deviations are multiplied by to hold two thirds of these errors.
+    """
 
     kernels: int
     within_10_percent: float
     mape: float
     noise_within_10_percent: float
+    deviation_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +64,36 @@ class TimedProgram:
     calls: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Prices of the terms, and the process of what they leave; None where there are too few kernels for one."""
+
+    prices: Array
+    process: GaussianProcess | None
+
+    def seconds(self, terms: Array, features: Array) -> Array:
+        priced: Array = np.maximum(terms @ self.prices, LEAST_S)
+        return priced if self.process is None else priced * np.exp(self.process.predict(features))
+
+
 class LearnedModel:
-    """The table's seconds for timed kernels (basis measured), the predictor's for others (basis predicted)."""
+    """The table's seconds for its kernels (with their basis), the predictor's for others (basis predicted)."""
 
     def __init__(
         self,
         profile: Profile,
         rows: Mapping[Kernel, table.TableRow],
-        prices: Mapping[str, Sequence[float]],
-        trees: str,
+        core: Core,
+        families: Mapping[str, Callable[[], _Family]],
         error: PredictorError,
         overheads: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        import lightgbm
-
         self.profile, self.error = profile, error
-        self._rows, self._prices, self._text = rows, prices, trees
-        self._trees = lightgbm.Booster(model_str=trees)
+        self._rows, self._core, self._families = rows, core, families
         self._overheads = dict(overheads or {})
         self._peak = profile.formula_peak_ops_per_s
+        self._deviations: dict[str, Callable[[Array], Array]] = {}
+        self._basis = Basis.weakest(Basis.PREDICTED, *{row.basis for row in rows.values()})
 
     @classmethod
     def of(cls, profile: Profile) -> LearnedModel:
@@ -102,16 +101,27 @@ class LearnedModel:
         rows = table.read(profile.kernels_csv)
         if not cls.is_fitted(profile):
             raise CostError(
-                f"{profile.name} has no learned predictor ({len(rows)} timed kernels); use the cost model roofline, "
-                "or run `nas search` on it, which times its kernels first"
+                f"{profile.name} has no learned predictor ({len(rows)} kernels in its table); use the cost model "
+                f"roofline, or fill the table: nas device measure {profile.name}"
             )
         path = _predictor_path(profile)
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            error = PredictorError(**stored["error"])
-            return cls(profile, rows, stored["prices"], stored["trees"], error, stored["overheads"])
+            if stored.get("version") != _VERSION:
+                raise ValueError(f"version {stored.get('version')}, but {_VERSION} is read")
+            core = Core.of(profile, Machine(**stored["machine"]))
+            fitted_on = list(rows)[: stored["rows"]]
+            members = _members(fitted_on)
+            families = {
+                name: _later(parts, [fitted_on[i] for i in members.get(name, [])], core)
+                for name, parts in stored["families"].items()
+            }
+            return cls(profile, rows, core, families, PredictorError(**stored["error"]), stored["overheads"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CostError(f"{path}: not a predictor of this release ({error}); delete it to fit it anew") from None
+            raise CostError(
+                f"{path}: not a predictor of this release ({error}); delete it, and `nas device measure "
+                f"{profile.name}` fits it anew"
+            ) from None
 
     @staticmethod
     def is_fitted(profile: Profile) -> bool:
@@ -119,31 +129,36 @@ class LearnedModel:
         return _predictor_path(profile).is_file()
 
     @classmethod
-    def fit(cls, profile: Profile) -> LearnedModel:
+    def fit(cls, profile: Profile, machine: Machine, seed: int = 0) -> LearnedModel:
         """Fit on the profile's table; raises CostError for too few kernels. `save` stores it."""
         rows = table.read(profile.kernels_csv)
         if len(rows) < LEAST_KERNELS:
             raise CostError(
-                f"{profile.kernels_csv}: a predictor needs {LEAST_KERNELS} timed kernels, but the table has {len(rows)}"
+                f"{profile.kernels_csv}: a predictor needs {LEAST_KERNELS} kernels, but the table has {len(rows)}"
             )
-        kernels = list(rows)
-        latency = np.array([row.mean_s for row in rows.values()])
-        fold = np.random.default_rng(0).permutation(len(kernels)) % FOLDS
-        held_out = np.empty(len(kernels))
-        for i in range(FOLDS):
-            seen, unseen = np.flatnonzero(fold != i), np.flatnonzero(fold == i)
-            prices, trees = _fit([kernels[j] for j in seen], latency[seen])
-            held_out[unseen] = _predict([kernels[j] for j in unseen], prices, trees)
-        relative = np.abs(held_out / latency - 1.0)
+        core, kernels = Core.of(profile, machine), list(rows)
+        latency_s = np.array([row.mean_s for row in rows.values()])
+        fold = np.random.default_rng(seed).permutation(len(kernels)) % FOLDS
+        held_out, deviation = np.empty(len(kernels)), np.empty(len(kernels))
+        for index in range(FOLDS):
+            seen, unseen = np.flatnonzero(fold != index), np.flatnonzero(fold == index)
+            model = cls(
+                profile, {}, core, _fit_families([kernels[i] for i in seen], latency_s[seen], core, seed), _UNKNOWN
+            )
+            asked = [kernels[i] for i in unseen]
+            held_out[unseen] = model._predicted_s(asked, missing=np.nan)
+            deviation[unseen] = model.deviations(asked)
+        known = ~np.isnan(held_out)  # a family of one kernel is in one fold only
+        relative = np.abs(held_out[known] / latency_s[known] - 1.0)
         noise = np.array([row.repeat_error for row in rows.values()])
         error = PredictorError(
             kernels=len(kernels),
             within_10_percent=float(np.mean(relative <= 0.1)),
             mape=float(relative.mean()),
             noise_within_10_percent=float(np.mean(noise <= 0.1)),
+            deviation_scale=float(np.quantile(relative / deviation[known], 0.68)),
         )
-        prices, trees = _fit(kernels, latency)
-        return cls(profile, rows, prices, trees.model_to_string(), error)
+        return cls(profile, rows, core, _fit_families(kernels, latency_s, core, seed), error)
 
     def fit_overheads(self, programs: Sequence[TimedProgram]) -> None:
         """Fit overheads by phase, on relative error, to programs that were timed whole; `save` stores them."""
@@ -169,115 +184,127 @@ class LearnedModel:
     def told(self) -> str:
         """The predictor and its held-out error in a few words."""
         error = self.error
+        bases = " and ".join(self.table_bases())
         return (
-            f"{error.kernels} timed kernels; others predicted, {error.within_10_percent:.0%} within 10 % "
+            f"{error.kernels} {bases} kernels; others predicted, {error.within_10_percent:.0%} within 10 % of such "
             f"(MAPE {error.mape:.1%}, held out)"
         )
 
+    def table_bases(self) -> list[Basis]:
+        """How the table's kernels were obtained, strongest first."""
+        return sorted({row.basis for row in self._rows.values()}, key=lambda basis: basis.rank)
+
     def save(self) -> None:
         """Write the predictor and its error into the profile's folder."""
-        stored: dict[str, Any] = {"error": asdict(self.error), "prices": dict(self._prices), "trees": self._text}
-        stored["overheads"] = self._overheads
+        families = {
+            name: {
+                "prices": [float(f"{price:.9g}") for price in found().prices],
+                "process": None if (process := found().process) is None else process.to_dict(),
+            }
+            for name, found in self._families.items()
+        }
+        stored = {
+            "version": _VERSION,
+            "rows": len(self._rows),
+            "machine": asdict(self._core.machine),
+            "error": asdict(self.error),
+            "overheads": self._overheads,
+            "families": families,
+        }
         path = _predictor_path(self.profile)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(stored) + "\n", encoding="utf-8")
         unfinished.replace(path)
 
-    def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
-        """As `CostModel.latencies_s`; a kind that was never timed raises CostError."""
-        for kernel in kernels:
-            if kernel not in self._rows and _family(kernel) not in self._prices:
-                known = ", ".join(sorted(self._prices))
-                raise CostError(f"{self.profile.name} has no timed kernels like {kernel} (known kinds: {known})")
+    def latencies_s(self, kernels: Sequence[Kernel]) -> Array:
+        """As `CostModel.latencies_s`; a family that the table lacks raises CostError."""
         seconds = np.array([self._rows[k].mean_s if k in self._rows else 0.0 for k in kernels])
         unseen = np.flatnonzero(seconds == 0.0)
         if len(unseen):
             asked = [kernels[int(i)] for i in unseen]
-            predicted = _predict(asked, self._prices, self._trees)
-            seconds[unseen] = np.maximum(predicted, [kernel.ops / self._peak for kernel in asked])
+            seconds[unseen] = np.maximum(self._predicted_s(asked), [kernel.ops / self._peak for kernel in asked])
         return seconds
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """As `CostModel.bases`."""
-        return [self._rows[kernel].basis if kernel in self._rows else Basis.PREDICTED for kernel in kernels]
+        return [self._rows[kernel].basis if kernel in self._rows else self._basis for kernel in kernels]
+
+    def deviations(self, kernels: Sequence[Kernel]) -> Array:
+        """Standard deviation of each kernel's seconds as a share of them; a table's own is that of its repeats."""
+        result = np.zeros(len(kernels))
+        for name, members in _members(kernels).items():
+            found = self._families[name]() if name in self._families else None
+            if found is None or found.process is None:
+                result[members] = 1.0
+                continue
+            if name not in self._deviations:
+                self._deviations[name] = found.process.deviation()
+            _, features = self._core.matrices([kernels[i] for i in members])
+            result[members] = self._deviations[name](features)
+        result *= self.error.deviation_scale
+        for index, kernel in enumerate(kernels):
+            if kernel in self._rows:
+                result[index] = self._rows[kernel].repeat_error / 2
+        return result
+
+    def _predicted_s(self, kernels: Sequence[Kernel], missing: float | None = None) -> Array:
+        seconds = np.empty(len(kernels))
+        for name, members in _members(kernels).items():
+            if name not in self._families:
+                if missing is None:
+                    known = ", ".join(sorted(self._families))
+                    raise CostError(
+                        f"{self.profile.name} has no kernels like {kernels[members[0]]} in its table (known: {known})"
+                    )
+                seconds[members] = missing
+                continue
+            terms, features = self._core.matrices([kernels[i] for i in members])
+            seconds[members] = self._families[name]().seconds(terms, features)
+        return seconds
 
 
-def _fit(kernels: Sequence[Kernel], latency_s: NDArray[np.float64]) -> tuple[dict[str, list[float]], Any]:
-    import lightgbm
+_UNKNOWN = PredictorError(0, 0.0, 0.0, 0.0)
+
+
+def _members(kernels: Sequence[Kernel]) -> dict[str, list[int]]:
+    """Positions of each family's kernels."""
+    members: dict[str, list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        members.setdefault(family(kernel), []).append(index)
+    return members
+
+
+def _fit_families(
+    kernels: Sequence[Kernel], latency_s: Array, core: Core, seed: int
+) -> dict[str, Callable[[], _Family]]:
     from scipy.optimize import nnls
 
-    terms, families = _terms(kernels), np.array([_family(kernel) for kernel in kernels])
-    prices = {}
-    for family in sorted(set(families)):
-        members = families == family
-        weighted = terms[members] / latency_s[members, None]  # relative error: every kernel counts alike
-        prices[str(family)] = nnls(weighted, np.ones(len(weighted)))[0].tolist()
-    left = np.log(latency_s / _priced(kernels, prices))
-    return prices, lightgbm.train(_TREES, lightgbm.Dataset(features(kernels), left), _ROUNDS)
+    families: dict[str, Callable[[], _Family]] = {}
+    for name, members in sorted(_members(kernels).items()):
+        terms, features = core.matrices([kernels[i] for i in members])
+        seconds = latency_s[members]
+        prices = nnls(terms / seconds[:, None], np.ones(len(seconds)))[0]  # relative error: every kernel counts alike
+        left = np.log(seconds / np.maximum(terms @ prices, LEAST_S))
+        enough = len(members) >= LEAST_OF_FAMILY and bool((features.std(0) > 0).any())
+        fitted = _Family(prices, GaussianProcess.fit(features, left, seed) if enough else None)
+        families[name] = partial(_same, fitted)
+    return families
 
 
-def _predict(kernels: Sequence[Kernel], prices: Mapping[str, Sequence[float]], trees: Any) -> NDArray[np.float64]:
-    seconds: NDArray[np.float64] = _priced(kernels, prices) * np.exp(trees.predict(features(kernels)))
-    return seconds
+def _same(found: _Family) -> _Family:
+    return found
 
 
-def _priced(kernels: Sequence[Kernel], prices: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
-    matrix = np.array([prices[_family(kernel)] for kernel in kernels])
-    priced: NDArray[np.float64] = np.maximum((_terms(kernels) * matrix).sum(1), LEAST_S)
-    return priced
+def _later(stored: Mapping[str, Any], kernels: Sequence[Kernel], core: Core) -> Callable[[], _Family]:
+    """A stored family, read when it is first asked for: most requests need none or few."""
+    return cache(partial(_read_family, stored, kernels, core))
 
 
-def _family(kernel: Kernel) -> str:
-    return f"{kernel.kind.value} {kernel.op}".strip()
-
-
-def _terms(kernels: Sequence[Kernel]) -> NDArray[np.float64]:
-    """What the first stage prices: (n, 6), scaled to be of order one for a microsecond of work."""
-    return np.array([_terms_of(kernel) for kernel in kernels])
-
-
-@lru_cache(maxsize=1 << 16)
-def _terms_of(kernel: Kernel) -> tuple[float, ...]:
-    padded = -(-kernel.n // _PANEL) * _PANEL / kernel.n
-    exponentials = sum(name in _TRANSCENDENTAL for name in kernel.epilogue)
-    return (
-        1e-6,
-        kernel.ops * padded * 1e-11,
-        kernel.weight_bytes * 1e-10,
-        kernel.activation_bytes * 1e-10,
-        kernel.outputs * exponentials * 1e-9,
-        kernel.outputs * 1e-9,
-    )
-
-
-def features(kernels: Sequence[Kernel]) -> NDArray[np.float64]:
-    """What the trees see of each kernel: (n, features)."""
-    return np.array([_features(kernel) for kernel in kernels], dtype=float)
-
-
-@lru_cache(maxsize=1 << 16)
-def _features(kernel: Kernel) -> tuple[float, ...]:
-    shape = (kernel.m, kernel.n, kernel.k, kernel.batch)
-    epilogue = set(kernel.epilogue)
-    variants = sorted(OPS_PER_ELEMENT.get(kernel.kind, {"": 0}))
-    return (
-        _KINDS.index(kernel.kind),
-        variants.index(kernel.op),
-        *map(math.log, shape),
-        *(math.log2(math.gcd(size, _PANEL)) for size in shape[:3]),
-        kernel.n % _PANEL or _PANEL,
-        -(-kernel.n // _PANEL),
-        *(kernel.m % tile for tile in (2, 4, 6)),
-        kernel.window,
-        kernel.stride,
-        len(epilogue),
-        float(bool(epilogue & _TRANSCENDENTAL)),
-        float(bool(epilogue & _READS_ANOTHER)),
-        float("mask" in epilogue),
-        math.log(max(kernel.ops, 1)),
-        math.log(max(kernel.weight_bytes, 1.0)),
-        math.log(kernel.activation_bytes),
-    )
+def _read_family(stored: Mapping[str, Any], kernels: Sequence[Kernel], core: Core) -> _Family:
+    process = stored["process"]
+    if process is not None:
+        process = GaussianProcess.from_dict(process, core.matrices(kernels)[1])
+    return _Family(np.array(stored["prices"], dtype=float), process)
 
 
 def _overhead_terms(calls: int) -> tuple[float, float]:

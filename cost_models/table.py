@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +42,27 @@ def append(path: Path, row: TableRow) -> None:
         writer = csv.writer(file)
         if fresh:
             writer.writerow(_COLUMNS)
-        kernel = row.kernel
-        shape = (getattr(kernel, name) for name in _SHAPE)
-        tail = (f"{row.latency_s:.6e}", f"{row.repeat_s:.6e}", row.basis.value)
-        writer.writerow(
-            (kernel.kind.value, *shape, kernel.op, "+".join(kernel.epilogue), kernel.precision.value, *tail)
-        )
+        numbers = {"latency_s": f"{row.latency_s:.6e}", "repeat_s": f"{row.repeat_s:.6e}", "basis": row.basis.value}
+        written = cells(row.kernel) | numbers
+        writer.writerow([written[name] for name in _COLUMNS])
+
+
+def cells(kernel: Kernel) -> dict[str, str]:
+    """A kernel as text by column; `kernel_of` reads it back."""
+    shape = {name: str(getattr(kernel, name)) for name in _SHAPE}
+    names = {"op": kernel.op, "epilogue": "+".join(kernel.epilogue), "precision": kernel.precision.value}
+    return {"kind": kernel.kind.value, **shape, **names}
+
+
+def kernel_of(cells: Mapping[str, str]) -> Kernel:
+    """The kernel that `cells` describe; raises ValueError or KeyError."""
+    return Kernel(
+        KernelKind(cells["kind"]),
+        **{name: int(cells[name]) for name in _SHAPE},
+        op=cells["op"],
+        epilogue=tuple(filter(None, cells["epilogue"].split("+"))),
+        precision=Precision(cells["precision"]),
+    )
 
 
 def read(path: Path) -> dict[Kernel, TableRow]:
@@ -74,14 +90,7 @@ def read(path: Path) -> dict[Kernel, TableRow]:
 
 
 def _row(cells: dict[str, str]) -> TableRow:
-    kernel = Kernel(
-        KernelKind(cells["kind"]),
-        **{name: int(cells[name]) for name in _SHAPE},
-        op=cells["op"],
-        epilogue=tuple(filter(None, cells["epilogue"].split("+"))),
-        precision=Precision(cells["precision"]),
-    )
     latency_s, repeat_s = float(cells["latency_s"]), float(cells["repeat_s"])
     if not (0 < latency_s < float("inf") and 0 < repeat_s < float("inf")):
         raise ValueError(f"latencies must be positive and finite, but got {latency_s} and {repeat_s}")
-    return TableRow(kernel, latency_s, repeat_s, Basis(cells["basis"]))
+    return TableRow(kernel_of(cells), latency_s, repeat_s, Basis(cells["basis"]))

@@ -33,16 +33,23 @@ def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: st
             f"{name!r} is not the name of a device: names are lower-case letters and digits joined by . _ or - "
             f"(a folder is given as a pathlib.Path, or by its {FILE_NAME}){nearest(name, names(data_folder))}"
         )
-    places = [place / name for place in (SHIPPED, user_devices(data_folder)) if name in _folders(place)]
+    # A device that was measured in the user's folder is his own board: it stands before the shipped one.
+    places = [place / name for place in (user_devices(data_folder), SHIPPED) if name in _folders(place)]
     if not places:
         known = names(data_folder)
         raise ProfileError(f"unknown device {name!r}{nearest(name, known)} (known: {', '.join(known)})")
-    if len(places) > 1:
-        raise ProfileError(f"the device {name!r} exists twice, rename the second: {places[0]}, {places[1]}")
     profile = read(places[0])
     if profile.name != name:
         raise ProfileError(f"{places[0] / FILE_NAME}: name must equal the folder's, {name!r}, but got {profile.name!r}")
     return profile
+
+
+def own(profile: Profile, data_folder: Path | None = None) -> Profile:
+    """The profile in the user's own folder, copied there if need be: measurements of one board are not shipped."""
+    folder = user_devices(data_folder) / profile.name
+    if profile.folder.resolve() == folder.resolve():
+        return profile
+    return read(folder) if (folder / FILE_NAME).is_file() else write(profile, folder)
 
 
 def _host(data_folder: Path | None, llvm_cpu: str | None) -> Profile:

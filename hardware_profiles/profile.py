@@ -49,6 +49,11 @@ class Cpu(_Strict):
         """Cores of all clusters."""
         return sum(cluster.cores.value for cluster in self.clusters)
 
+    @property
+    def fastest(self) -> Cluster:
+        """The cluster whose cores compute most."""
+        return max(self.clusters, key=lambda cluster: cluster.clock_hz.value * cluster.ops_per_cycle_fp32.value)
+
     def peak_ops_per_s(self, threads: int) -> float:
         """Cores x clock x operations a cycle (fp32) of the `threads` fastest cores: a bound, not a measurement."""
         cores = [c.clock_hz.value * c.ops_per_cycle_fp32.value for c in self.clusters for _ in range(c.cores.value)]

@@ -21,6 +21,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+device_app = typer.Typer(help="Measure, estimate or validate a device.", no_args_is_help=True)
+bench_app = typer.Typer(help="Benchmark the product's own parts.", no_args_is_help=True)
+app.add_typer(device_app, name="device")
+app.add_typer(bench_app, name="bench")
+
 Storage = Annotated[str, typer.Option("--storage", help="Optuna storage URL.")]
 Name = Annotated[str | None, typer.Option("--experiment", "-e", help="Experiment, where the storage holds several.")]
 Device = Annotated[str | None, typer.Option("--device", "-d", help="A device's name; the experiment's own by default.")]
@@ -248,6 +253,115 @@ def measure(
         screen.print_json(record)
     else:
         screen.out.print(screen.measured_table(record))
+
+
+Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of a TVM RPC tracker that knows the board.")]
+Key = Annotated[str | None, typer.Option(help="Key of the board's RPC server.")]
+Deadline = Annotated[float, typer.Option(min=1, help="Longest silence of the board, in seconds.")]
+Space = Annotated[str, typer.Option(help="The space whose kernels are drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="What is drawn.")]
+
+
+@device_app.command("measure")
+def device_measure(
+    name: Annotated[str, typer.Argument(help="host, or a device that runs a TVM RPC server.")],
+    kernels: Annotated[int, typer.Option(min=50, help="Kernels in the table, at most.")] = 8000,
+    programs: Annotated[int, typer.Option(min=3, help="Whole models, for what a program takes beside kernels.")] = 40,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Start no further round of kernels after this.")] = 18,
+    sure: Annotated[float, typer.Option(min=0, max=1, help="Stop at this share of held-out kernels within 10 %.")] = 1,
+    rpc_tracker: Tracker = None,
+    rpc_key: Key = None,
+    deadline: Deadline = 60.0,
+    space: Space = "tiny",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Time kernels on a device and fit its predictor, or go on with it."""
+    from nas import devices, screen, workflow
+    from nas.kernel_table import Plan
+
+    plan = Plan(kernels, programs, minutes * 60, sure)
+    with screen.progress_bar() as progress:
+        found = devices.measure(
+            workflow.device(name), space, plan, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)
+        )
+    screen.show_device(found, as_json)
+
+
+@device_app.command("estimate")
+def device_estimate(
+    names: Annotated[list[str], typer.Argument(help="Devices; those with the same core share the work.")],
+    kernels: Annotated[int, typer.Option(min=20, help="Kernels of the space.")] = 300,
+    wide: Annotated[int, typer.Option(min=20, help="Kernels of any width, for other networks.")] = 400,
+    space: Space = "tiny",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate a device's kernels from their machine code, with no device at hand."""
+    from nas import devices, screen, workflow
+
+    for name in names:
+        with screen.progress_bar() as progress:
+            found = devices.estimate(workflow.device(name), space, kernels, wide, seed, progress)
+        screen.show_device(found, as_json)
+
+
+@device_app.command("validate")
+def device_validate(
+    name: Annotated[str, typer.Argument(help="host, or a device that runs a TVM RPC server.")],
+    kernels: Annotated[int, typer.Option(min=10, help="Kernels to time.")] = 200,
+    models: Annotated[int, typer.Option(min=0, help="Whole models to time, on host.")] = 20,
+    rpc_tracker: Tracker = None,
+    rpc_key: Key = None,
+    deadline: Deadline = 60.0,
+    space: Space = "tiny",
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Time kernels and models that no fit has seen, and compare them with what is predicted."""
+    from nas import devices, screen, workflow
+
+    with screen.progress_bar() as progress:
+        found = devices.validate(
+            workflow.device(name), space, kernels, models, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)
+        )
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_validation(found)
+
+
+@bench_app.command("predictor")
+def bench_predictor(
+    device: Annotated[str, typer.Option("--device", "-d", help="host: the device that can be timed here.")] = "host",
+    kernels: Annotated[int, typer.Option(min=10, help="Held-out kernels.")] = 400,
+    models: Annotated[int, typer.Option(min=3, help="Held-out whole models.")] = 40,
+    compared: Annotated[int, typer.Option(min=0, help="Kernels compared with torch and onnxruntime.")] = 400,
+    static: Annotated[bool, typer.Option(help="Estimate the same statically; needs llvm-mca.")] = True,
+    space: Space = "tiny",
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Judge the predictor, the static estimates and the schedules on what no fit has seen."""
+    from nas import bench, screen, workflow
+    from nas.devices import WORKLOAD, space_named
+
+    with screen.progress_bar() as progress:
+        found = bench.predictor(
+            workflow.device(device),
+            space_named(space),
+            WORKLOAD,
+            kernels=kernels,
+            models=models,
+            compared=compared,
+            static=static,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_validation(found)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,24 +1,27 @@
-"""The timed kernels of a device: which ones a space draws, and timing those that its table lacks."""
+"""The timed kernels of a device: timing those that its table lacks, on this machine or on a board, until it is sure."""
 
 from __future__ import annotations
 
-import math
+import json
 import random
 import tempfile
-from collections import defaultdict
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cost_models.roofline import RooflineModel
 from hardware_profiles import Profile
+from nas.candidate import Pricer
+from nas.kernel_choice import drawn_kernels, kernel_shares, least_sure
 from nas.search import Progress
-from search_spaces import Kernel, Phase, SearchSpace, Workload
+from search_spaces import Kernel, Phase, SearchSpace, VLMConfig, Workload
 
 if TYPE_CHECKING:
     from cost_models.learned import LearnedModel, TimedProgram
+    from cost_models.tvm.timing import KernelTiming
 
-#: Configs drawn to see which kernels a space has.
-SAMPLED_CONFIGS = 1500
 #: Whole models that are timed to learn what a program takes beside its kernels.
 TIMED_CONFIGS = 6
 #: The phases that each exported graph covers; its overhead counts with the first.
@@ -27,101 +30,200 @@ GRAPH_PHASES = {
     "prefill": (Phase.PREFILL,),
     "decode": (Phase.DECODE,),
 }
+#: Kernels that are compiled together, then timed; behind each round the predictor says where it is least sure.
+ROUND = 600
+_COMPILED_TOGETHER = 12
+#: Configs drawn to list nearly all kernels of a space.
+_LISTED_CONFIGS = 20_000
+#: More than this share of held-out kernels within 10 % is sure enough.
+SURE = 0.975
+
+#: Times kernels in turn, each yielded as soon as it is timed.
+Timer = Callable[[Sequence[Kernel]], Iterator["KernelTiming"]]
 
 
-def drawn_kernels(space: SearchSpace, workload: Workload, count: int, profile: Profile, seed: int) -> list[Kernel]:
-    """`count` kernels that cover what the space draws: strata of kind and work, in each by share of latency.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many kernels and whole models to time at most, and for how long kernels; `sure` ends it earlier."""
 
-    A stratum is a kind, its variant and a doubling of its work; its part of `count` grows with the root of the share
-    of the roofline latency that it accounts for, so that rare large kernels and common small ones are both there.
-    """
-    rng, roofline = random.Random(seed), RooflineModel(profile)
-    share: defaultdict[Kernel, float] = defaultdict(float)
-    for _ in range(SAMPLED_CONFIGS):
-        config = space.decode(space.sample(rng))
-        counted = [item for phase in Phase for item in config.kernels(phase, workload)]
-        total = sum(times * roofline.latency_s(kernel) for kernel, times in counted)
-        for kernel, times in counted:
-            share[kernel] += times * roofline.latency_s(kernel) / total
-    strata: defaultdict[tuple[object, ...], list[Kernel]] = defaultdict(list)
-    for kernel in share:
-        work = math.floor(math.log2(kernel.ops + kernel.bytes_moved))
-        strata[(kernel.kind, kernel.op, kernel.window == kernel.stride, kernel.m == 1, work)].append(kernel)
-    weight = {stratum: math.sqrt(sum(share[k] for k in kernels)) for stratum, kernels in strata.items()}
-    whole = sum(weight.values())
-    chosen: list[Kernel] = []
-    for stratum in sorted(strata, key=str):
-        kernels = sorted(strata[stratum], key=str)
-        wanted = max(1, round(count * weight[stratum] / whole))
-        # Weighted draw without replacement (Efraimidis and Spirakis, doi:10.1016/j.ipl.2005.11.003).
-        keyed = sorted(kernels, key=lambda k: math.log(rng.random()) / share[k], reverse=True)
-        chosen += keyed[:wanted]
-    return chosen
+    kernels: int
+    programs: int = TIMED_CONFIGS
+    seconds: float = float("inf")
+    sure: float = SURE
 
 
 def complete_table(
-    profile: Profile, space: SearchSpace, workload: Workload, count: int, seed: int, progress: Progress
+    profile: Profile,
+    space: SearchSpace,
+    workload: Workload,
+    plan: Plan,
+    seed: int,
+    progress: Progress,
+    timer: Timer | None = None,
 ) -> int:
-    """Time drawn kernels until the device's table has `count`, and refit its predictor; returns how many were timed.
+    """Time kernels until the device's table holds the plan, and refit its predictor; returns how many were timed.
 
-    A table that is full serves other workloads and spaces too: its predictor prices what they draw. Each kernel is in
-    the table as soon as it is timed, so a killed run continues.
+    The first are drawn by coverage, later ones where the predictor is least sure. A table that is full serves other
+    workloads and spaces too: its predictor prices what they draw. Each kernel is in the table as soon as it is timed,
+    so a killed run continues. `timer` times elsewhere than on this machine; then no whole models are timed.
     """
     from cost_models import table
-    from cost_models.learned import LearnedModel
 
+    started, timed = time.monotonic(), 0
     known = table.read(profile.kernels_csv)
-    missing: list[Kernel] = []
-    if len(known) < count:
-        missing = [k for k in drawn_kernels(space, workload, count, profile, seed) if k not in known]
-    if missing:
+    first = min(plan.kernels, ROUND)
+    if len(known) < first:
+        drawn = drawn_kernels(space, workload, first, profile, seed)
+        timed += _time(profile, [kernel for kernel in drawn if kernel not in known], plan, timer, progress, timed)
+    fitted = 0
+    if plan.kernels > ROUND:
+        share = kernel_shares(space, workload, profile, seed, _LISTED_CONFIGS)
+        while True:
+            known = table.read(profile.kernels_csv)
+            model = _refitted(profile, changed=timed > fitted)
+            fitted = timed
+            late = time.monotonic() - started > plan.seconds
+            room = min(ROUND, plan.kernels - len(known))
+            if room <= 0 or late or model.error.within_10_percent >= plan.sure:
+                break
+            asked = least_sure(model, share, known, room, seed + len(known))
+            if not asked:
+                break
+            timed += _time(profile, asked, plan, timer, progress, len(known))
+    _refitted(profile, changed=timed > fitted)
+    if timer is None and len(stored_programs(profile)) < plan.programs:
+        complete_programs(profile, space, workload, plan.programs, seed, progress)
+        _refitted(profile, changed=True)
+    return timed
+
+
+def _time(
+    profile: Profile, kernels: Sequence[Kernel], plan: Plan, timer: Timer | None, progress: Progress, before: int
+) -> int:
+    """Time kernels into the table; the bar counts towards the plan."""
+    from cost_models import table
+
+    if not kernels:
+        return 0
+    whole = min(plan.kernels, before + len(kernels)) if plan.kernels <= ROUND else plan.kernels
+    progress("kernels", before, whole, "compiling TVM kernels, once")
+    done = 0
+    for timing in (timer or local_timer(profile))(kernels):
+        table.append(profile.kernels_csv, table.TableRow(timing.kernel, timing.latency_s, timing.repeat_s))
+        done += 1
+        progress("kernels", before + done, whole, "timing TVM kernels, once")
+    return done
+
+
+def local_timer(profile: Profile) -> Timer:
+    """Times kernels on this machine."""
+
+    def timer(kernels: Sequence[Kernel]) -> Iterator[KernelTiming]:
         from cost_models.tvm.timing import time_kernels
         from nas.measure import canary_memory
 
-        progress("kernels", 0, len(missing), "compiling TVM kernels for this machine, once")
-        for done, timing in enumerate(time_kernels(missing, profile.tvm_target, memory=canary_memory(profile))):
-            table.append(profile.kernels_csv, table.TableRow(timing.kernel, timing.latency_s, timing.repeat_s))
-            progress("kernels", done + 1, len(missing), "timing TVM kernels on this machine, once")
-    if missing or not LearnedModel.is_fitted(profile):
-        LearnedModel.fit(profile).save()
-    model = LearnedModel.of(profile)
-    if not model.has_overheads:
-        model.fit_overheads(time_programs(model, space, workload, seed, progress))
-        model.save()
-    return len(missing)
+        return time_kernels(kernels, profile.tvm_target, memory=canary_memory(profile))
+
+    return timer
 
 
-def time_programs(
-    model: LearnedModel, space: SearchSpace, workload: Workload, seed: int, progress: Progress
-) -> list[TimedProgram]:
-    """Time whole programs of sampled configs, small to middling, beside what their kernels take on their own."""
-    from cost_models.learned import TimedProgram
-    from nas.candidate import Pricer
+def _refitted(profile: Profile, changed: bool) -> LearnedModel:
+    """The stored predictor, or one fitted anew where the table has changed; overheads are of stored programs."""
+    from cost_models.learned import LearnedModel
+    from cost_models.tvm.machine import machine_of, tvm_target
+
+    if LearnedModel.is_fitted(profile) and not changed:
+        return LearnedModel.of(profile)
+    model = LearnedModel.fit(profile, machine_of(tvm_target(profile.tvm_target)))
+    programs = stored_programs(profile)
+    if programs:
+        model.fit_overheads([program for stored in programs for program in stored.parts(model)])
+    model.save()
+    return model
+
+
+@dataclass(frozen=True)
+class StoredProgram:
+    """A config whose graphs were timed whole on a device: seconds by graph."""
+
+    config: VLMConfig
+    workload: Workload
+    seconds: Mapping[str, float]
+
+    def parts(self, model: LearnedModel) -> list[TimedProgram]:
+        """Each graph beside what its kernels take on their own."""
+        from cost_models.learned import TimedProgram
+
+        found = []
+        for graph, phases in GRAPH_PHASES.items():
+            counted = [item for phase in phases for item in self.config.kernels(phase, self.workload)]
+            kernels, counts = zip(*counted, strict=True)
+            alone_s = float(model.latencies_s(kernels) @ counts)
+            found.append(TimedProgram(phases[0], self.seconds[graph], alone_s, sum(counts)))
+        return found
+
+
+def stored_programs(profile: Profile) -> list[StoredProgram]:
+    """Whole models that were timed on the device before; a line that a kill cut short is left out."""
+    path = _programs_path(profile)
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            stored = json.loads(line)
+            config, workload = VLMConfig.from_dict(stored["config"]), Workload(**stored["workload"])
+            found.append(StoredProgram(config, workload, {name: float(s) for name, s in stored["seconds"].items()}))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def complete_programs(
+    profile: Profile, space: SearchSpace, workload: Workload, count: int, seed: int, progress: Progress
+) -> None:
+    """Time whole programs of sampled configs until the device has `count`, each stored as soon as it is timed."""
+    known = {stored.config.id for stored in stored_programs(profile)}
+    configs = [config for config in _spread_configs(space, workload, profile, count, seed) if config.id not in known]
+    configs = configs[: max(count - len(known), 0)]
+    for config, seconds in timed_configs(configs, workload, profile, seed, progress):
+        line = {"config": config.to_dict(), "workload": asdict(workload), "seconds": seconds}
+        with _programs_path(profile).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def timed_configs(
+    configs: Sequence[VLMConfig], workload: Workload, profile: Profile, seed: int, progress: Progress
+) -> Iterator[tuple[VLMConfig, dict[str, float]]]:
+    """(config, seconds by graph), compiled whole in groups: nothing is compiled while anything is timed."""
     from nas.measure import compile_graphs, time_graphs
     from nas.promotion import worker_pool
 
-    rng, profile = random.Random(seed), model.profile
-    pricer = Pricer(model, workload)
-    drawn = [space.decode(space.sample(rng)) for _ in range(40)]
+    done = 0
+    with worker_pool(2) as pool:
+        for start in range(0, len(configs), _COMPILED_TOGETHER):
+            group = configs[start : start + _COMPILED_TOGETHER]
+            with tempfile.TemporaryDirectory(prefix="nas-programs-") as name:
+                folders = [Path(name) / config.id for config in group]
+                target = dict(profile.tvm_target)
+                progress("programs", done, len(configs), "compiling whole models")
+                for job in [
+                    pool.submit(compile_graphs, config, workload, target, folder)
+                    for config, folder in zip(group, folders, strict=True)
+                ]:
+                    job.result()
+                for config, folder in zip(group, folders, strict=True):
+                    seconds, _ = time_graphs(config, workload, profile, folder, seed)
+                    yield config, seconds
+                    done += 1
+                    progress("programs", done, len(configs), "timing whole models")
+
+
+def _spread_configs(space: SearchSpace, workload: Workload, profile: Profile, count: int, seed: int) -> list[VLMConfig]:
+    """`count` sampled configs from the smaller half of what is drawn to middling: a program's overhead shows there."""
+    rng, pricer = random.Random(seed), Pricer(RooflineModel(profile), workload)
+    drawn = [space.decode(space.sample(rng)) for _ in range(7 * count)]
     drawn.sort(key=lambda config: pricer.price(config).latency_s)
-    configs = drawn[: 4 * TIMED_CONFIGS : 4]
-    programs = []
-    with tempfile.TemporaryDirectory(prefix="nas-programs-") as name:
-        folders = [Path(name) / str(i) for i in range(len(configs))]
-        with worker_pool(2) as pool:
-            jobs = [
-                pool.submit(compile_graphs, config, workload, dict(profile.tvm_target), folder)
-                for config, folder in zip(configs, folders, strict=True)
-            ]
-            for done, job in enumerate(jobs):
-                progress("programs", done, len(jobs), "compiling and timing whole models, once")
-                job.result()
-        for config, folder in zip(configs, folders, strict=True):
-            timed, _ = time_graphs(config, workload, profile, folder, seed)
-            for graph, phases in GRAPH_PHASES.items():
-                counted = [item for phase in phases for item in config.kernels(phase, workload)]
-                kernels, counts = zip(*counted, strict=True)
-                alone_s = float(model.latencies_s(kernels) @ counts)
-                programs.append(TimedProgram(phases[0], timed[graph], alone_s, sum(counts)))
-    progress("programs", len(configs), len(configs))
-    return programs
+    return drawn[: 4 * count : 4]
+
+
+def _programs_path(profile: Profile) -> Path:
+    return profile.folder / "programs.jsonl"

@@ -175,8 +175,6 @@ def prediction_totals(predicted: dict[str, Any]) -> str:
 
 def devices_table(profiles: Sequence[Profile]) -> Table:
     """One row a device: peak, bandwidth, memory, and how its kernels are priced."""
-    from cost_models.learned import LearnedModel
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("name", no_wrap=True)
     table.add_column("computes on")
@@ -191,9 +189,17 @@ def devices_table(profiles: Sequence[Profile]) -> Table:
             f"{peak.value / 1e9:.4g} {peak.basis.value}",
             f"{bandwidth.value / 1e9:.3g} {bandwidth.basis.value}",
             f"{profile.memory_bytes.value / 1e9:.1f} GB",
-            "timed kernels" if LearnedModel.is_fitted(profile) else "roofline",
+            _latency_by(profile),
         )
     return table
+
+
+def _latency_by(profile: Profile) -> str:
+    from cost_models.learned import LearnedModel
+
+    if not LearnedModel.is_fitted(profile):
+        return "roofline"
+    return " and ".join(f"{basis.value} kernels" for basis in LearnedModel.of(profile).table_bases())
 
 
 def devices_note(profiles: Sequence[Profile]) -> str:
@@ -203,6 +209,56 @@ def devices_note(profiles: Sequence[Profile]) -> str:
     lines = [f"{profile.name}: {profile.title}" for profile in profiles]
     lines += [f"{p.name}: {LearnedModel.of(p).told()}" for p in profiles if LearnedModel.is_fitted(p)]
     return "\n".join(lines)
+
+
+def show_device(found: dict[str, Any], as_json: bool) -> None:
+    """What a measurement or an estimation ended with."""
+    if as_json:
+        print_json(found)
+        return
+    kernels = ", ".join(f"{count} {basis}" for basis, count in found["kernels"].items()) or "none"
+    out.print(f"{found['device']}: kernels {kernels}; kept in {found['folder']}", markup=False, soft_wrap=True)
+    for kernel, reason in found.get("failed", {}).items():
+        out.print(f"not estimated: {kernel}: {reason}", markup=False, soft_wrap=True)
+    if found["predictor"]:
+        error = found["predictor"]
+        out.print(
+            f"predictor: {error['within_10_percent']:.1%} of held-out kernels within 10 % (MAPE {error['mape']:.1%}; "
+            f"measuring twice: {error['noise_within_10_percent']:.1%})",
+            markup=False,
+        )
+
+
+def show_validation(found: dict[str, Any]) -> None:
+    """Predicted against measured by kind and phase, and what else a benchmark found."""
+    table = Table(title=f"{found['device']}: predicted against measured, held out", title_justify="left", box=None)
+    for heading in ("", "held out", "within 10 %", "MAPE", "Spearman"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    kernels = found["kernels"]
+    parts = [("kernels", kernels), *((f"  {kind}", part) for kind, part in kernels["by_kind"].items())]
+    if "models" in found:
+        models = found["models"]
+        parts += [("whole models", models), *((f"  {name}", part) for name, part in models["by_phase"].items())]
+    for name, part in parts:
+        rank = f"{part['spearman']:.4f}" if "spearman" in part else ""
+        table.add_row(
+            name, str(part.get("held_out", "")), f"{part['within_10_percent']:.1%}", f"{part['mape']:.1%}", rank
+        )
+    out.print(table)
+    out.print(f"kernels measured twice: {kernels['noise_within_10_percent']:.1%} within 10 %", markup=False)
+    if "static" in found:
+        static = found["static"]
+        out.print(
+            f"static estimates, one scale: kernels MAPE {static['kernels_mape_after_one_scale']:.1%}, models MAPE "
+            f"{static['models_mape_after_one_scale']:.1%}, Spearman {static['models_spearman']:.3f}",
+            markup=False,
+        )
+    for name, part in found.get("schedules", {}).items():
+        out.print(
+            f"time over the better of torch and onnxruntime, {name}: {part['geomean']:.2f} (worst {part['worst']:.2f}, "
+            f"{part['kernels']} kernels)",
+            markup=False,
+        )
 
 
 def facts_table(profile: Profile) -> Table:

@@ -83,8 +83,8 @@ def device(name: str) -> Profile:
 def ready_model(experiment: Experiment, profile: Profile, progress: Progress) -> CostModel:
     """The experiment's cost model; on `host` its kernels are timed first where they were not yet."""
     if profile.name == "host" and experiment.cost_model != "roofline":
-        from nas.kernel_table import complete_table
+        from nas.kernel_table import Plan, complete_table
 
         space, workload = SPACES[experiment.space], experiment.workload.workload()
-        complete_table(profile, space, workload, experiment.timed_kernels, 0, progress)
+        complete_table(profile, space, workload, Plan(experiment.timed_kernels), 0, progress)
     return cost_model(experiment.cost_model, profile)

@@ -25,14 +25,19 @@ def tvm_target(target: Mapping[str, object]) -> Target:
 
 def machine_of(target: Target) -> Machine:
     """Read the vector unit off a target's feature flags (TVM's own vector width is wrong for x86 without AVX-512)."""
-    if "avx512f" in _features(target):
+    features, triple = _features(target), str(target.attrs.get("mtriple", ""))
+    if "avx512f" in features:
         return Machine(lanes=16, registers=32)
-    if "avx" in _features(target):
+    if "avx" in features:
         return Machine(lanes=8, registers=16)
-    if str(target.attrs.get("mtriple", "")).startswith("aarch64"):
+    if triple.startswith(("aarch64", "arm64")):
         return Machine(lanes=4, registers=32)
+    if triple.startswith("riscv"):
+        lanes = 8 if "zvl256b" in features else 4 if "v" in features else 1
+        return Machine(lanes=lanes, registers=32)
     return Machine(lanes=4, registers=16)
 
 
 def _features(target: Target) -> frozenset[str]:
-    return frozenset(name for name in ("avx512f", "avx") if codegen.target_has_features(name, target))
+    names = ("avx512f", "avx", "v", "zvl256b")
+    return frozenset(name for name in names if codegen.target_has_features(name, target))

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from cost_models.tvm.passes import least_time_s
 from cost_models.tvm.quiet import Canary
 from cost_models.tvm.timing import chain_calls, time_kernels
-from nas.kernel_table import drawn_kernels
+from nas.kernel_choice import drawn_kernels
 from nas.measure import canary_memory
 from nas.workflow import device
 from search_spaces import SPACES, Kernel, KernelKind, Workload

@@ -12,7 +12,7 @@ import yaml
 
 import hardware_profiles
 from hardware_profiles import Basis, ProfileError, load, names
-from hardware_profiles.catalog import SHIPPED
+from hardware_profiles.catalog import SHIPPED, own
 
 
 @pytest.fixture
@@ -80,10 +80,13 @@ def test_a_name_never_leaves_its_folder(name: str, data: Path) -> None:
         load(name)
 
 
-def test_two_devices_of_one_name_are_refused(data: Path, content: dict[str, Any]) -> None:
-    store(data, "raspberry-pi-5", content)
-    with pytest.raises(ProfileError, match="exists twice"):
-        load("raspberry-pi-5")
+def test_the_users_own_board_stands_before_the_shipped_one(data: Path) -> None:
+    shipped = load("raspberry-pi-5")
+    mine = own(shipped)
+    assert mine.folder == data / "devices" / "raspberry-pi-5"
+    assert load("raspberry-pi-5").folder == mine.folder != shipped.folder
+    assert own(mine) is mine
+    assert mine.model_dump() == shipped.model_dump()
 
 
 def test_the_name_must_be_the_folders(data: Path, content: dict[str, Any]) -> None:
@@ -176,7 +179,7 @@ def test_all_is_sorted_and_public() -> None:
 
 
 def test_the_import_is_light() -> None:
-    heavy = ["torch", "tvm", "optuna", "lightgbm", "numpy", "search_spaces", "cost_models", "nas"]
+    heavy = ["torch", "tvm", "optuna", "llvmlite", "numpy", "search_spaces", "cost_models", "nas"]
     code = f"import sys, hardware_profiles; print([name for name in {heavy} if name in sys.modules])"
     root = Path(hardware_profiles.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

@@ -1,0 +1,144 @@
+"""What can be done with a device: measure its kernels, estimate them without it, and check what is predicted for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cost_models import table
+from hardware_profiles import Basis, Profile
+from hardware_profiles.catalog import own
+from nas.errors import NasError
+from nas.kernel_choice import drawn_kernels, wide_kernels
+from nas.kernel_table import Plan, Timer, complete_table, stored_programs
+from nas.search import Progress
+from search_spaces import SPACES, Kernel, Workload, unknown
+
+if TYPE_CHECKING:
+    from cost_models.tvm.timing import KernelTiming
+
+#: The request whose kernels are drawn for a device's table.
+WORKLOAD = Workload(prompt_tokens=10, new_tokens=2)
+
+
+def space_named(name: str) -> Any:
+    """A space by name."""
+    if name not in SPACES:
+        raise unknown("space", name, SPACES)
+    return SPACES[name]
+
+
+def measure(
+    profile: Profile, space: str, plan: Plan, seed: int, progress: Progress, board: Board | None
+) -> dict[str, Any]:
+    """Time kernels on the device until its predictor is sure, or the plan ends; a killed run continues.
+
+    `host` is timed here, any other device through `board`; its table is kept in the user's own folder.
+    """
+    _check_place(profile, board)
+    drawn = space_named(space)
+    profile = own(profile)
+    _drop_static(profile)
+    timed = complete_table(profile, drawn, WORKLOAD, plan, seed, progress, board.timer(profile) if board else None)
+    return {"timed": timed, "programs": len(stored_programs(profile))} | told(profile)
+
+
+def _check_place(profile: Profile, board: Board | None) -> None:
+    """Raise unless the device can be timed: host here, any other through a board that answers."""
+    if profile.name == "host":
+        if board is not None:
+            raise NasError("host is this machine: leave --rpc-tracker and --rpc-key away")
+    elif board is None:
+        raise NasError(
+            f"{profile.name} is not this machine: start a TVM RPC server on it and give --rpc-tracker HOST:PORT and "
+            f"--rpc-key KEY (docs/rpc.md), or estimate it: nas device estimate {profile.name}"
+        )
+    else:
+        board.check()
+
+
+def _drop_static(profile: Profile) -> None:
+    """Estimates and measurements of kernels do not mix in one table: the first measurement replaces estimates."""
+    rows = table.read(profile.kernels_csv)
+    if any(row.basis is not Basis.MEASURED for row in rows.values()):
+        profile.kernels_csv.unlink()
+        (profile.folder / "predictor.json").unlink(missing_ok=True)
+
+
+class Board:
+    """A device that runs a TVM RPC server with a key, registered at a tracker."""
+
+    def __init__(self, tracker: str, key: str, deadline_s: float) -> None:
+        self.tracker, self.key, self.deadline_s = tracker, key, deadline_s
+
+    def check(self) -> None:
+        """Raise CostError unless the tracker knows a server with this key."""
+        from cost_models.tvm import rpc
+
+        rpc.Board.at(self.tracker, self.key).check()
+
+    def timer(self, profile: Profile) -> Timer:
+        """Times kernels on the board."""
+
+        def time_there(kernels: Sequence[Kernel]) -> Iterator[KernelTiming]:
+            from cost_models.tvm.rpc import time_kernels_remotely
+
+            return time_kernels_remotely(
+                kernels, profile.tvm_target, self.tracker, self.key, deadline_s=self.deadline_s
+            )
+
+        return time_there
+
+
+def board(tracker: str | None, key: str | None, deadline_s: float) -> Board | None:
+    """The board that a command names, if it names one."""
+    if (tracker is None) != (key is None):
+        raise NasError("--rpc-tracker and --rpc-key go together")
+    return None if tracker is None or key is None else Board(tracker, key, deadline_s)
+
+
+def validate(
+    profile: Profile, space: str, kernels: int, models: int, seed: int, progress: Progress, board: Board | None
+) -> dict[str, Any]:
+    """Predicted against measured on fresh kernels and, on this machine, fresh whole models."""
+    from nas import validation
+
+    _check_place(profile, board)
+    timer = board.timer(profile) if board else None
+    return validation.validate(profile, space_named(space), WORKLOAD, kernels, models, seed, progress, timer)
+
+
+def estimate(
+    profile: Profile, space: str, drawn: int, wide: int, seed: int, progress: Progress, processes: int = 2
+) -> dict[str, Any]:
+    """Fill a device's table by static estimation, from kernels of a space and of any width, and fit its predictor."""
+    from nas.estimate import estimate as estimate_kernels
+
+    kernels = [
+        *drawn_kernels(space_named(space), WORKLOAD, drawn, profile, seed),
+        *wide_kernels(wide, seed),
+    ]
+    rows = table.read(profile.kernels_csv)
+    if any(row.basis is Basis.MEASURED for row in rows.values()):
+        raise NasError(
+            f"{profile.name} has measured kernels, which an estimate would replace; delete {profile.kernels_csv} first"
+        )
+    done = estimate_kernels(profile, kernels, progress, processes)
+    return {"estimated": done.kernels, "failed": done.failed} | told(profile)
+
+
+def told(profile: Profile) -> dict[str, Any]:
+    """A device's table and the held-out error of its predictor, as plain data."""
+    from dataclasses import asdict
+
+    from cost_models.learned import LearnedModel
+
+    rows = table.read(profile.kernels_csv)
+    bases = {basis.value: sum(row.basis is basis for row in rows.values()) for basis in Basis}
+    model = LearnedModel.of(profile) if LearnedModel.is_fitted(profile) else None
+    return {
+        "device": profile.name,
+        "folder": str(profile.folder),
+        "kernels": {basis: count for basis, count in bases.items() if count},
+        "predictor": None if model is None else asdict(model.error),
+    }

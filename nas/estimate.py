@@ -1,0 +1,144 @@
+"""Static tables of devices out of reach: kernels compiled for the target, their cycles counted, a predictor fitted.
+
+Counted cycles are kept in the user's data folder by target, core model and the code of the schedules: a killed run
+continues, and devices with the same core share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cost_models import table
+from cost_models.errors import CostError
+from cost_models.learned import LearnedModel
+from cost_models.static import Counted, static_seconds
+from hardware_profiles import Basis, Profile
+from hardware_profiles.cores import core_type
+from hardware_profiles.files import user_devices
+from nas.promotion import worker_pool
+from nas.search import Progress
+from search_spaces import Kernel
+
+_CHUNK = 10
+#: What decides a kernel's machine code beside its target: a change of these makes counted cycles void.
+_SOURCES = (
+    "tiles.py",
+    "tvm/products.py",
+    "tvm/rows.py",
+    "tvm/schedules.py",
+    "tvm/chains.py",
+    "tvm/mca.py",
+    "tvm/walk.py",
+)
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """What an estimation ended with; `failed` are kernels that could not be counted, with the reason."""
+
+    profile: Profile
+    kernels: int
+    failed: dict[str, str]
+    model: LearnedModel
+
+
+def estimate(profile: Profile, kernels: Sequence[Kernel], progress: Progress, processes: int = 2) -> Estimated:
+    """Write the profile's table with basis static and fit its predictor; what the table held is replaced."""
+    from cost_models.tvm.machine import machine_of, tvm_target
+
+    counted, failed = count_cycles(profile, kernels, progress, processes)
+    machine = machine_of(tvm_target(profile.tvm_target))
+    seconds = static_seconds(counted, profile, machine).tolist()
+    unfinished = profile.kernels_csv.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    for item, latency_s in zip(counted, seconds, strict=True):
+        table.append(unfinished, table.TableRow(item.kernel, latency_s, latency_s, Basis.STATIC))
+    unfinished.replace(profile.kernels_csv)
+    model = LearnedModel.fit(profile, machine)
+    model.save()
+    return Estimated(profile, len(counted), failed, model)
+
+
+def count_cycles(
+    profile: Profile, kernels: Sequence[Kernel], progress: Progress, processes: int = 2
+) -> tuple[list[Counted], dict[str, str]]:
+    """Cycles of each kernel on the profile's core, and what failed with its reason."""
+    from cost_models.tvm.mca import mca_path
+
+    mca_path()  # raises before an hour is spent
+    target = {name: value for name, value in profile.tvm_target.items() if name != "num-cores"}
+    core = core_type(profile.llvm_cpu).mca
+    store = _Store(target, core)
+    known = store.read()
+    missing = [kernel for kernel in dict.fromkeys(kernels) if kernel not in known]
+    failed: dict[str, str] = {}
+    if missing:
+        chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
+        done = 0
+        progress("estimate", 0, len(missing), f"counting cycles of {profile.name}")
+        with worker_pool(processes) as pool:
+            for job in as_completed([pool.submit(_count, chunk, target, core) for chunk in chunks]):
+                for kernel, cycles, calls, reason in job.result():
+                    done += 1
+                    if reason:
+                        failed[str(kernel)] = reason
+                    else:
+                        known[kernel] = Counted(kernel, cycles, calls)
+                        store.append(known[kernel])
+                progress("estimate", done, len(missing), f"counting cycles of {profile.name}")
+    return [known[kernel] for kernel in dict.fromkeys(kernels) if kernel in known], failed
+
+
+def _count(kernels: Sequence[Kernel], target: Mapping[str, object], core: str) -> list[tuple[Kernel, float, int, str]]:
+    """(kernel, cycles, calls of the runtime, why not) of each; runs in a worker."""
+    from cost_models.tvm.code import compile_code
+    from cost_models.tvm.mca import cycles
+
+    try:
+        codes = compile_code(kernels, target)
+        found = zip(kernels, cycles(codes, core), codes, strict=True)
+        return [(kernel, count, code.calls, "") for kernel, count, code in found]
+    except CostError as error:
+        if len(kernels) == 1:
+            return [(kernels[0], 0.0, 0, str(error))]
+        return [row for kernel in kernels for row in _count([kernel], target, core)]
+
+
+class _Store:
+    """Counted cycles on disk, a JSON line a kernel."""
+
+    def __init__(self, target: Mapping[str, object], core: str) -> None:
+        import tvm
+
+        import cost_models
+
+        folder = Path(cost_models.__path__[0])
+        code = b"".join((folder / name).read_bytes() for name in _SOURCES)
+        told = json.dumps([dict(target), core, tvm.__version__], sort_keys=True)
+        key = hashlib.sha256(told.encode() + code).hexdigest()[:16]
+        self.path = user_devices().parent / "static" / f"{core}-{key}.jsonl"
+
+    def read(self) -> dict[Kernel, Counted]:
+        return {item.kernel: item for item in self._lines()}
+
+    def append(self, item: Counted) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cells: dict[str, Any] = {"kernel": table.cells(item.kernel), "cycles": item.cycles, "calls": item.runtime_calls}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(cells) + "\n")
+
+    def _lines(self) -> Iterator[Counted]:
+        if not self.path.is_file():
+            return
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                cells = json.loads(line)
+                yield Counted(table.kernel_of(cells["kernel"]), float(cells["cycles"]), int(cells["calls"]))
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of a killed run

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles import Basis
+
+#: Seconds or counts of one program, or of many at once.
+Amount = TypeVar("Amount", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +92,6 @@ class RequestCost:
         return self.total.energy_j
 
     @property
-    def tokens_per_s(self) -> float:
-        """Decode rate."""
-        return 1.0 / self.decode.latency_s
-
-    @property
     def basis(self) -> Basis:
         """The weakest basis of any phase."""
         return self.total.basis
-
-
-def add(costs: Iterable[Cost]) -> Cost:
-    """Sum of at least one cost."""
-    first, *rest = costs
-    for cost in rest:
-        first += cost
-    return first

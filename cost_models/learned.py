@@ -5,7 +5,8 @@ vector multiply-add, of a tile, of bytes from each cache; see features.py), then
 what is left. Stored as JSON in the profile's folder, beside the error on kernels that a fold had not seen.
 
 A whole program takes longer than its kernels: it checks inputs, makes views and hands out outputs. That overhead is
-fitted by phase on whole compiled programs (`fit_overheads`): a constant, and a price a call.
+fitted by phase on whole compiled programs (`fit_overheads`): a constant, a price a call, and a share of the kernels'
+own time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import table
+from cost_models.cost import Amount
 from cost_models.errors import CostError
 from cost_models.features import Core, family
 from cost_models.gaussian import GaussianProcess
@@ -111,6 +113,8 @@ class LearnedModel:
                 raise ValueError(f"version {stored.get('version')}, but {_VERSION} is read")
             core = Core.of(profile, Machine(**stored["machine"]))
             fitted_on = list(rows)[: stored["rows"]]
+            if len(fitted_on) < stored["rows"]:
+                raise ValueError(f"it was fitted on {stored['rows']} kernels, but the table has {len(rows)}")
             members = _members(fitted_on)
             families = {
                 name: _later(parts, [fitted_on[i] for i in members.get(name, [])], core)
@@ -168,18 +172,13 @@ class LearnedModel:
             timed = [program for program in programs if program.phase is phase]
             whole = np.array([program.latency_s for program in timed])
             beside = np.maximum(whole - [program.kernels_s for program in timed], 0.0)
-            terms = np.array([_overhead_terms(program.calls) for program in timed])
+            terms = np.array([(1e-6, program.calls * 1e-7, program.kernels_s) for program in timed])
             self._overheads[phase.value] = nnls(terms / whole[:, None], beside / whole)[0].tolist()
 
-    def overhead_s(self, phase: Phase, calls: int) -> float:
+    def overhead_s(self, phase: Phase, calls: Amount, kernels_s: Amount) -> Amount:
         """As `CostModel.overhead_s`."""
-        prices = self._overheads.get(phase.value)
-        return float(np.dot(prices, _overhead_terms(calls))) if prices else 0.0
-
-    @property
-    def has_overheads(self) -> bool:
-        """Whether overheads were fitted."""
-        return bool(self._overheads)
+        fixed, a_call, share = self._overheads.get(phase.value, (0.0, 0.0, 0.0))
+        return fixed * 1e-6 + calls * (a_call * 1e-7) + kernels_s * share
 
     def told(self) -> str:
         """The predictor and its held-out error in a few words."""
@@ -305,10 +304,6 @@ def _read_family(stored: Mapping[str, Any], kernels: Sequence[Kernel], core: Cor
     if process is not None:
         process = GaussianProcess.from_dict(process, core.matrices(kernels)[1])
     return _Family(np.array(stored["prices"], dtype=float), process)
-
-
-def _overhead_terms(calls: int) -> tuple[float, float]:
-    return 1e-6, calls * 1e-7
 
 
 def _predictor_path(profile: Profile) -> Path:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.cost import Amount
 from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
 from cost_models.roofline import RooflineModel
@@ -25,8 +26,11 @@ class CostModel(Protocol):
     def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
         """Seconds of one run of each kernel, (len(kernels),); a kernel that it cannot price raises CostError."""
 
-    def overhead_s(self, phase: Phase, calls: int) -> float:
-        """Seconds that a phase's program takes beside its `calls` kernels: inputs, outputs, views; 0 where unknown."""
+    def overhead_s(self, phase: Phase, calls: Amount, kernels_s: Amount) -> Amount:
+        """Seconds that a phase's program takes beside `calls` kernels of `kernels_s` in all; 0 where unknown.
+
+        Inputs, outputs, views, memory. The projector is part of the program of the phase vision.
+        """
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """How the seconds of each kernel were obtained."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.cost import Amount
 from cost_models.errors import CostError
 from hardware_profiles import Basis, Profile
 from search_spaces import Kernel, Phase, Precision
@@ -46,10 +47,10 @@ class RooflineModel:
         _check(kernels)
         return np.fromiter(map(self.latency_s, kernels), float, len(kernels))
 
-    def overhead_s(self, phase: Phase, calls: int) -> float:
+    def overhead_s(self, phase: Phase, calls: Amount, kernels_s: Amount) -> Amount:
         """As `CostModel.overhead_s`: a kernel's overhead is in its own seconds already."""
         del phase, calls
-        return 0.0
+        return kernels_s * 0.0
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """As `CostModel.bases`."""

@@ -18,6 +18,7 @@ from cost_models import table
 from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
 from cost_models.static import Counted, static_seconds
+from cost_models.tiles import Machine
 from hardware_profiles import Basis, Profile
 from hardware_profiles.cores import core_type
 from hardware_profiles.files import user_devices
@@ -26,6 +27,9 @@ from nas.search import Progress
 from search_spaces import Kernel
 
 _CHUNK = 10
+_GPU_CHUNK = 48
+#: The predictor's features want tiles; on a GPU they say how sizes divide into warps, no more.
+GPU_TILES = Machine(lanes=32, registers=64)
 #: What decides a kernel's machine code beside its target: a change of these makes counted cycles void.
 _SOURCES = (
     "tiles.py",
@@ -52,17 +56,33 @@ def estimate(profile: Profile, kernels: Sequence[Kernel], progress: Progress, pr
     """Write the profile's table with basis static and fit its predictor; what the table held is replaced."""
     from cost_models.tvm.machine import machine_of, tvm_target
 
-    counted, failed = count_cycles(profile, kernels, progress, processes)
-    machine = machine_of(tvm_target(profile.tvm_target))
-    seconds = static_seconds(counted, profile, machine).tolist()
+    if profile.runs_on == "gpu":
+        seconds, failed, machine = _gpu_seconds(profile, kernels, progress), {}, GPU_TILES
+    else:
+        counted, failed = count_cycles(profile, kernels, progress, processes)
+        machine = machine_of(tvm_target(profile.tvm_target))
+        found = static_seconds(counted, profile, machine).tolist()
+        seconds = {item.kernel: latency_s for item, latency_s in zip(counted, found, strict=True)}
     unfinished = profile.kernels_csv.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
-    for item, latency_s in zip(counted, seconds, strict=True):
-        table.append(unfinished, table.TableRow(item.kernel, latency_s, latency_s, Basis.STATIC))
+    for kernel, latency_s in seconds.items():
+        table.append(unfinished, table.TableRow(kernel, latency_s, latency_s, Basis.STATIC))
     unfinished.replace(profile.kernels_csv)
     model = LearnedModel.fit(profile, machine)
     model.save()
-    return Estimated(profile, len(counted), failed, model)
+    return Estimated(profile, len(seconds), failed, model)
+
+
+def _gpu_seconds(profile: Profile, kernels: Sequence[Kernel], progress: Progress) -> dict[Kernel, float]:
+    from cost_models.tvm import cuda
+
+    asked, found = list(dict.fromkeys(kernels)), {}
+    for start in range(0, len(asked), _GPU_CHUNK):
+        progress("estimate", start, len(asked), f"compiling CUDA kernels of {profile.name}")
+        chunk = asked[start : start + _GPU_CHUNK]
+        found |= dict(zip(chunk, cuda.estimate(chunk, profile), strict=True))
+    progress("estimate", len(asked), len(asked))
+    return found
 
 
 def count_cycles(

@@ -140,7 +140,7 @@ def graph_seconds(model: CostModel, timed: TimedModels, graph: str) -> Array:
         counted = [item for phase in phases for item in config.kernels(phase, timed.workload)]
         kernels, counts = zip(*counted, strict=True)
         alone_s = float(model.latencies_s(kernels) @ np.array(counts))
-        seconds.append(alone_s + model.overhead_s(phases[0], sum(counts)))
+        seconds.append(alone_s + model.overhead_s(phases[0], sum(counts), alone_s))
     return np.array(seconds)
 
 

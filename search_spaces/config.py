@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,6 +69,16 @@ class VLMConfig:
             return tuple((group, count * images) for group, count in self.vision.groups(self.precision))
         widths = (self.vision.width, self.language.width)
         return ((_projector_kernels(self.projector, self.vision.grid, *widths, self.precision), images),)
+
+    def keys(self, workload: Workload) -> tuple[Hashable, Hashable, Hashable]:
+        """What the kernels and parameters of vision, projector and language hang on: equal keys, equal kernels."""
+        vision, language, precision = self.vision, self.language, self.precision
+        rows = workload.images * self.image_tokens
+        return (
+            (vision, precision),
+            (self.projector, vision.grid, vision.width, language.width, precision),
+            (language, rows, precision),
+        )
 
     def kernels(self, phase: Phase, workload: Workload) -> Iterator[tuple[Kernel, int]]:
         """Kernels of one phase with their counts."""

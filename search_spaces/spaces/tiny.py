@@ -8,25 +8,42 @@ the grids 3, 4, 6, 8 and 12 all divide it.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from search_spaces.config import VLMConfig
 from search_spaces.language import LanguageConfig
-from search_spaces.projectors import PROJECTORS
+from search_spaces.projectors import PROJECTORS, Projector
 from search_spaces.space import Point, SearchSpace
-from search_spaces.vision import ENCODERS
+from search_spaces.vision import ENCODERS, VisionConfig
 
 #: Words of the digit scenes, special tokens included, rounded up; a data set replaces it by its own.
 DEFAULT_VOCABULARY = 64
 
 
+@lru_cache(maxsize=1 << 15)
+def _encoder(family: str, **sizes: int) -> VisionConfig:
+    return ENCODERS[family](**sizes)  # one object a configuration: a batch compares millions
+
+
+@lru_cache(maxsize=1 << 15)
+def _decoder(**sizes: int) -> LanguageConfig:
+    return LanguageConfig(**sizes)
+
+
+@lru_cache
+def _projector(kind: str) -> Projector:
+    return PROJECTORS[kind]()
+
+
 def _decode(point: Point) -> VLMConfig:
-    projector = PROJECTORS[str(point["projector"])]()
+    projector = _projector(str(point["projector"]))
     grid = math.isqrt(int(point["image_tokens"])) * projector.reduction
     vision_width = int(point["vision_heads"]) * int(point["vision_head_width"])
     heads = int(point["language_kv_heads"]) * int(point["language_queries_per_kv_head"])
     language_width = heads * int(point["language_head_width"])
     return VLMConfig(
-        vision=ENCODERS[str(point["encoder"])](
+        vision=_encoder(
+            str(point["encoder"]),
             image_px=int(point["image_px"]),
             grid=grid,
             depth=int(point["vision_depth"]),
@@ -35,7 +52,7 @@ def _decode(point: Point) -> VLMConfig:
             feed_forward=int(point["vision_expansion"]) * vision_width,
         ),
         projector=projector,
-        language=LanguageConfig(
+        language=_decoder(
             depth=int(point["language_depth"]),
             kv_heads=int(point["language_kv_heads"]),
             queries_per_kv_head=int(point["language_queries_per_kv_head"]),

@@ -29,19 +29,30 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+#: Weights along k that share a scale in int4.
+INT4_GROUP = 32
+
 
 class Precision(StrEnum):
-    """Storage format of a kernel's weights."""
+    """Storage format of a kernel's weights; w8a8 also rounds the activations of linear kernels to bytes."""
 
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
     INT4 = "int4"
+    W8A8 = "w8a8"
 
     @property
     def bytes(self) -> float:
-        """Bytes per value, without group scales."""
+        """Bytes per value, without scales."""
         return _PRECISION_BYTES[self]
+
+    def matrix_bytes(self, columns: int, k: int) -> float:
+        """Bytes of weights and scales: fp32 for each column in int8 and w8a8, bf16 for each group of 32 in int4."""
+        if self is Precision.INT4:
+            return columns * -(-k // INT4_GROUP) * (INT4_GROUP * self.bytes + 2.0)
+        scales = 4.0 * columns if self in (Precision.INT8, Precision.W8A8) else 0.0
+        return columns * k * self.bytes + scales
 
     @property
     def activation_bytes(self) -> float:
@@ -49,7 +60,13 @@ class Precision(StrEnum):
         return 2.0 if self is Precision.FP16 else 4.0
 
 
-_PRECISION_BYTES = {Precision.FP32: 4.0, Precision.FP16: 2.0, Precision.INT8: 1.0, Precision.INT4: 0.5}
+_PRECISION_BYTES = {
+    Precision.FP32: 4.0,
+    Precision.FP16: 2.0,
+    Precision.INT8: 1.0,
+    Precision.INT4: 0.5,
+    Precision.W8A8: 1.0,
+}
 
 
 class Phase(StrEnum):
@@ -220,8 +237,10 @@ class Kernel:
         quantised = self.kind in (KernelKind.LINEAR, KernelKind.CONV, KernelKind.DEPTHWISE_CONV, KernelKind.GATHER)
         if not quantised:
             return self.weights * self.precision.activation_bytes
-        matrix = self.n * (self.m if self.kind is KernelKind.GATHER else self.k)
-        return matrix * self.precision.bytes + (self.weights - matrix) * self.precision.activation_bytes
+        # the scales of a table belong to its rows
+        columns, k = (self.m, self.n) if self.kind is KernelKind.GATHER else (self.n, self.k)
+        rest = self.weights - columns * k
+        return self.precision.matrix_bytes(columns, k) + rest * self.precision.activation_bytes
 
     @property
     def inputs(self) -> int:
@@ -244,7 +263,12 @@ class Kernel:
     def activation_bytes(self) -> float:
         """Bytes of activations read and written, each tensor counted once."""
         fused_reads = sum(EPILOGUES[name][1] for name in self.epilogue if name != "positions")
-        return (self.inputs + self.outputs * (1 + fused_reads)) * self.precision.activation_bytes
+        size = self.precision.activation_bytes
+        if self.kind is KernelKind.LINEAR and self.precision is Precision.W8A8:
+            read = self.inputs + self.m * size  # bytes, and a scale for each row
+        else:
+            read = self.inputs * size
+        return read + self.outputs * (1 + fused_reads) * size
 
     @property
     def bytes_moved(self) -> float:

@@ -18,9 +18,10 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from cost_models.errors import CostError
-from cost_models.tiles import Machine, panels
-from cost_models.tvm import products, rows
+from cost_models.tiles import panels
+from cost_models.tvm import products, quantised, rows
 from cost_models.tvm.machine import machine_of, tvm_target
+from cost_models.tvm.packing import Packing
 from cost_models.tvm.passes import build, fuse
 from cost_models.tvm.schedules import schedule_function
 from search_spaces.kernels import Kernel, KernelKind, Precision
@@ -36,23 +37,30 @@ class Operand:
     name: str
     shape: Shape
     own: bool
-    below: int = 0  # integers in [0, below); 0: fp32 values
+    below: int = 0  # row numbers in [0, below); 0: values
+    dtype: str = "float32"
 
     def example(self, rng: np.random.Generator) -> Array:
-        """Random contents: normal values scaled to unit sums, or row numbers."""
+        """Random contents: normal values scaled to unit sums, row numbers, bytes, or the bits of bf16 scales."""
         if self.below:
             return rng.integers(0, self.below, self.shape, dtype=np.int32)
+        if self.dtype in _EXAMPLES:
+            return rng.integers(*_EXAMPLES[self.dtype], self.shape).astype(self.dtype)
         scale = 1.0 / math.sqrt(self.shape[-2]) if self.own and len(self.shape) > 2 else 1.0
-        return (rng.standard_normal(self.shape) * scale).astype(np.float32)
+        return (rng.standard_normal(self.shape) * scale).astype(self.dtype)
 
     @property
     def bytes(self) -> int:
         """Size in bytes."""
-        return 4 * math.prod(self.shape)
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
     def variable(self) -> relax.Var:
         """A Relax variable of this type."""
-        return relax.Var(self.name, relax.TensorType(self.shape, "int32" if self.below else "float32"))
+        return relax.Var(self.name, relax.TensorType(self.shape, self.dtype))
+
+
+#: Bounds of random integers by type; of the bits of a bf16, for scales near 1/128.
+_EXAMPLES = {"int8": (-127, 128), "uint8": (1, 256), "int32": (-1000, 1000), "uint16": (0x3C00, 0x3C80)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +81,17 @@ class Chain:
 class _Scope:
     """Collects the operands of one kernel while its Relax function is written."""
 
-    def __init__(self, builder: relax.BlockBuilder, machine: Machine) -> None:
+    def __init__(self, builder: relax.BlockBuilder, target: Target) -> None:
         self.builder = builder
-        self.machine = machine
+        self.target = target
+        self.machine = machine_of(target)
         self.operands: list[Operand] = []
         self.variables: list[relax.Var] = []
 
-    def operand(self, name: str, shape: Shape, *, own: bool = False, below: int = 0) -> relax.Var:
-        operand = Operand(f"{name}{len(self.operands)}", shape, own, below)
+    def operand(
+        self, name: str, shape: Shape, *, own: bool = False, below: int = 0, dtype: str = "float32"
+    ) -> relax.Var:
+        operand = Operand(f"{name}{len(self.operands)}", shape, own, below, "int32" if below else dtype)
         self.operands.append(operand)
         self.variables.append(operand.variable())
         return self.variables[-1]
@@ -92,6 +103,11 @@ class _Scope:
 
 def _linear(kernel: Kernel, scope: _Scope) -> Expr:
     m, n, k = kernel.m, kernel.n, kernel.k
+    if kernel.precision is not Precision.FP32:
+        packing = Packing.of(kernel.precision, scope.target)
+        listed = packing.operands((1, m), n, k)
+        operands = [scope.operand(name, shape, own=name[0] == "w", dtype=dtype) for name, shape, dtype in listed]
+        return scope.call(quantised.linear((1, m), n, k, packing), "linear", operands, (1, m, n))
     x = scope.operand("x", (1, m, k))
     w = scope.operand("w", (panels(n, scope.machine), k, scope.machine.lanes), own=True)
     return scope.call(products.linear((1, m), n, k, scope.machine), "linear", [x, w], (1, m, n))
@@ -112,10 +128,19 @@ def _values(kernel: Kernel, scope: _Scope) -> Expr:
     return scope.call(products.values(lead, m, n, k, scope.machine), "values", operands, (*lead, m, n))
 
 
+def _only_fp32(kernel: Kernel) -> None:
+    if kernel.precision is not Precision.FP32:
+        raise CostError(
+            f"the weights of {kernel.kind} kernels can be compiled in fp32 only so far, those of linear kernels in any "
+            f"precision, but got {kernel}"
+        )
+
+
 def _conv(kernel: Kernel, scope: _Scope) -> Expr:
     window, stride, side, n = kernel.window, kernel.stride, kernel.side, kernel.n
     if window == stride == 1:
         return _linear(kernel, scope)
+    _only_fp32(kernel)
     channels = kernel.k // window**2
     size = side * stride
     padding = 0 if window == stride else window // 2
@@ -128,6 +153,7 @@ def _conv(kernel: Kernel, scope: _Scope) -> Expr:
 
 
 def _depthwise(kernel: Kernel, scope: _Scope) -> Expr:
+    _only_fp32(kernel)
     window, stride, side, n = kernel.window, kernel.stride, kernel.side, kernel.n
     size = side * stride
     x = scope.operand("x", (1, size, size, n))
@@ -220,6 +246,7 @@ def _elementwise(kernel: Kernel, scope: _Scope) -> Expr:
 
 
 def _gather(kernel: Kernel, scope: _Scope) -> Expr:
+    _only_fp32(kernel)
     table = scope.operand("table", (kernel.k, kernel.n))
     return relax.op.take(table, scope.operand("ids", (kernel.m,), own=True, below=kernel.k), axis=0, mode="clip")
 
@@ -266,12 +293,10 @@ def _epilogue(name: str, x: Expr, shape: Shape, scope: _Scope) -> Expr:
 
 def _fused(kernel: Kernel, target: Target) -> tuple[PrimFunc, tuple[Operand, ...], Shape]:
     """One call of a kernel, through the passes that a whole program goes through: (function, operands, output)."""
-    if kernel.precision is not Precision.FP32:
-        raise CostError(f"only fp32 kernels can be compiled so far, but got precision={kernel.precision}")
     if kernel.kind not in _KINDS:
         raise CostError(f"no schedule for kernel kind {kernel.kind!r}; known: {', '.join(sorted(_KINDS))}")
     builder = relax.BlockBuilder()
-    scope = _Scope(builder, machine_of(target))
+    scope = _Scope(builder, target)
     with builder.function("main"):
         with builder.dataflow():
             out = builder.emit(_KINDS[kernel.kind](kernel, scope))

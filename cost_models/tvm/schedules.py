@@ -1,7 +1,8 @@
 """One schedule rule a kernel family, applied alike to kernels alone and to whole models.
 
-A fused function is told by the blocks it holds: `product` (sums of products, see products.py), `dot` (scores of few
-queries), `rowwise_out` (see rows.py), and otherwise elementwise. Everything runs on one thread.
+A fused function is told by the blocks it holds: `product` (sums of products, see products.py; with `partial` where they
+are summed group by group, with an annotation where an instruction computes them, see quantised.py), `dot` (scores of
+few queries), `rowwise_out` (see rows.py), and otherwise elementwise. Everything runs on one thread.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ def schedule_function(function: PrimFunc, machine: Machine) -> PrimFunc:
     """Schedule one tensor function by the rule of its family."""
     sch = Schedule(function)
     names = {sch.get(block).name_hint for block in _blocks(sch)}
-    if "product" in names:
+    if "partial" in names:
+        _schedule_groups(sch)
+    elif "product" in names and "intrinsic" in sch.get(sch.get_sblock("product")).annotations:
+        _schedule_instruction(sch)
+    elif "product" in names:
         _schedule_product(sch)
     elif "dot" in names:
         _schedule_dot(sch, machine)
@@ -78,7 +83,8 @@ def _schedule_product(sch: Schedule) -> None:
     product = sch.get_sblock("product")
     annotations = sch.get(product).annotations
     rows, vectors, width = (int(annotations[key]) for key in ("tile_rows", "tile_vectors", "vector"))
-    out = _inline_others(sch, "product", "pack", "border")
+    unroll = int(annotations.get("unroll", 4))
+    out = _inline_others(sch, "product", "pack", "border", "widened")
     loops = sch.get_loops(product)
     reduction = [loop for loop, kind in zip(loops, _kinds(sch, product), strict=True) if kind == "reduce"]
     *outer, i, j = loops[: len(loops) - len(reduction)]
@@ -87,31 +93,95 @@ def _schedule_product(sch: Schedule) -> None:
     unrolled = []
     if math.prod(_extent(sch, loop) for loop in reduction) * rows * vectors > 160:
         k = reduction.pop()
-        k0, k1 = sch.split(k, [None, max(d for d in (1, 2, 3, 4) if _extent(sch, k) % d == 0)])
+        k0, k1 = sch.split(k, [None, max(d for d in range(1, unroll + 1) if _extent(sch, k) % d == 0)])
         reduction.append(k0)
         unrolled.append(k1)
     sch.reorder(*outer, j0, i0, *reduction, *unrolled, i1, jv, jl)
+    _store_tile(sch, out, i0, width)
+    sch.vectorize(jl)
+    for loop in (*unrolled, i1, jv):
+        sch.unroll(loop)
+    _start_tile(sch, product, reduction[0])
+    for block in _blocks_named(sch, "pack"):
+        sch.compute_at(block, outer[0])
+        sch.unroll(sch.get_loops(block)[-1])
+    for block in _blocks_named(sch, "border"):
+        _vectorize_last(sch, block, width)
+    for block in _blocks_named(sch, "widened"):
+        sch.compute_at(block, j0)
+        _vectorize_last(sch, block, width)
+
+
+def _store_tile(sch: Schedule, out: SBlockRV, i0: LoopRV, width: int) -> None:
+    """Copy the output tile by tile, where loop `i0` runs over the tiles."""
     sch.reverse_compute_at(out, i0)
-    *tile_i, tile_j = sch.get_loops(out)[len(outer) + 2 :]
+    depth = next(at for at, loop in enumerate(sch.get_loops(out), 1) if sch.get(loop).same_as(sch.get(i0)))
+    *tile_i, tile_j = sch.get_loops(out)[depth:]
     vector = math.gcd(int(_shape(sch, out)[-1]), width)
     chunk, lane = sch.split(tile_j, [None, vector])
     if vector > 1:
         sch.vectorize(lane)
     for loop in (*tile_i, chunk):
         sch.unroll(loop)
-    sch.vectorize(jl)
-    for loop in (*unrolled, i1, jv):
-        sch.unroll(loop)
-    init = sch.decompose_reduction(product, reduction[0])
-    *_, init_i, init_v, init_l = sch.get_loops(init)
+
+
+def _start_tile(sch: Schedule, block: SBlockRV, loop: LoopRV) -> None:
+    """Set a tile's sums to zero in front of a loop: rows, vectors, lanes."""
+    *_, init_i, init_v, init_l = sch.get_loops(sch.decompose_reduction(block, loop))
     sch.unroll(init_i)
     sch.unroll(init_v)
     sch.vectorize(init_l)
-    for block in _blocks_named(sch, "pack"):
-        sch.compute_at(block, outer[0])
-        sch.unroll(sch.get_loops(block)[-1])
-    for block in _blocks_named(sch, "border"):
+
+
+def _schedule_groups(sch: Schedule) -> None:
+    """A tile's sums over one group of terms stay in registers; the tile's totals need not."""
+    product, partial = sch.get_sblock("product"), sch.get_sblock("partial")
+    annotations = sch.get(product).annotations
+    rows, vectors, width, unroll = (int(annotations[key]) for key in ("tile_rows", "tile_vectors", "vector", "unroll"))
+    out = _inline_others(sch, "product", "partial", "ready")
+    i, j, group = sch.get_loops(product)
+    i0, i1 = sch.split(i, [None, rows])
+    j0, jv, jl = sch.split(j, [None, vectors, width])
+    sch.reorder(j0, i0, group, i1, jv, jl)
+    _store_tile(sch, out, i0, width)
+    sch.compute_at(partial, group, preserve_unit_loops=True)
+    *_, inner_i, inner_j, _, pair, half = sch.get_loops(partial)
+    inner_v, inner_l = sch.split(inner_j, [None, width])
+    k0, k1 = sch.split(pair, [None, max(unroll // 2, 1)])
+    sch.reorder(k0, k1, half, inner_i, inner_v, inner_l)
+    for block_loops in ((i1, jv, jl), (inner_i, inner_v, inner_l)):
+        for loop in block_loops[:-1]:
+            sch.unroll(loop)
+        sch.vectorize(block_loops[-1])
+    sch.unroll(k1)
+    sch.unroll(half)
+    _start_tile(sch, partial, k0)
+    _start_tile(sch, product, group)
+    for block in _blocks_named(sch, "ready"):
         _vectorize_last(sch, block, width)
+
+
+def _schedule_instruction(sch: Schedule) -> None:
+    """A tile's sums are updated by one instruction for some lanes and a few terms at once."""
+    product = sch.get_sblock("product")
+    annotations = sch.get(product).annotations
+    rows, vectors, width, lanes = (
+        int(annotations[key]) for key in ("tile_rows", "tile_vectors", "vector", "intrinsic_lanes")
+    )
+    intrinsic = str(annotations["intrinsic"])
+    for key in ("intrinsic", "intrinsic_lanes"):
+        sch.unannotate(product, key)
+    out = _inline_others(sch, "product")
+    i, j, step, term = sch.get_loops(product)
+    i0, i1 = sch.split(i, [None, rows])
+    j0, jv, jp, jl = sch.split(j, [None, vectors, width // lanes, lanes])
+    s0, s1 = sch.split(step, [None, max(d for d in (1, 2, 3, 4) if _extent(sch, step) % d == 0)])
+    sch.reorder(j0, i0, s0, s1, i1, jv, jp, jl, term)
+    _store_tile(sch, out, i0, width)
+    for loop in (s1, i1, jv, jp):
+        sch.unroll(loop)
+    _start_tile(sch, product, s0)
+    sch.tensorize(jl, intrinsic)
 
 
 def _blocks_named(sch: Schedule, name: str) -> Iterator[SBlockRV]:

@@ -19,7 +19,7 @@ from tvm.target import codegen
 from cost_models.tiles import Machine
 from cost_models.tvm import chains, compile, quiet, timing
 from cost_models.tvm.machine import machine_of, tvm_target
-from search_spaces.kernels import Kernel, KernelKind, Precision
+from search_spaces.kernels import Kernel, KernelKind
 
 # torch's own FutureWarnings inside torch.export (pytree specs), not ours to mend
 pytestmark = [
@@ -183,11 +183,6 @@ def test_kernel_agrees_with_torch(compiled: tuple[relax.VirtualMachine, list[cha
 
 def test_every_kind_is_tested() -> None:
     assert {kernel.kind for kernel in KERNELS} == set(KernelKind)
-
-
-def test_other_precisions_raise() -> None:
-    with pytest.raises(ValueError, match="only fp32"):
-        chains.chain_module([(Kernel(K.LINEAR, 1, 32, 32, precision=Precision.INT8), 1)], TARGET)
 
 
 def test_a_kernel_that_only_reshapes_raises() -> None:

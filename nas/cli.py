@@ -172,7 +172,9 @@ def devices(
             screen.out.print(screen.devices_table(profiles))
             screen.out.print(screen.devices_note(profiles), markup=False)
     elif as_json:
-        screen.print_json(load(name).model_dump(mode="json"))
+        from nas.devices import told
+
+        screen.print_json({**load(name).model_dump(mode="json"), "latency": told(load(name))})
     else:
         profile = load(name)
         screen.out.print(screen.facts_table(profile))

@@ -74,7 +74,7 @@ def complete_table(
     first = min(plan.kernels, ROUND)
     if len(known) < first:
         drawn = drawn_kernels(space, workload, first, profile, seed)
-        timed += _time(profile, [kernel for kernel in drawn if kernel not in known], plan, timer, progress, timed)
+        timed += _time(profile, [kernel for kernel in drawn if kernel not in known], plan, timer, progress, len(known))
     fitted = 0
     if plan.kernels > ROUND:
         share = kernel_shares(space, workload, profile, seed, _LISTED_CONFIGS)
@@ -105,7 +105,7 @@ def _time(
 
     if not kernels:
         return 0
-    whole = min(plan.kernels, before + len(kernels)) if plan.kernels <= ROUND else plan.kernels
+    whole = max(before + len(kernels), plan.kernels if plan.kernels > ROUND else 0)
     progress("kernels", before, whole, "compiling TVM kernels, once")
     done = 0
     for timing in (timer or local_timer(profile))(kernels):

@@ -52,7 +52,10 @@ def test_commands_in_the_readme_exist() -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
     for line in re.findall(r"`nas ([^`]+)`", ROOT.joinpath("README.md").read_text(encoding="utf-8")):
         name, *words = line.split()
-        options = {option for parameter in known[name].params for option in parameter.opts}
+        command = known[name]
+        if hasattr(command, "commands"):
+            command, words = command.commands[words[0]], words[1:]
+        options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options, line
 
 
@@ -67,7 +70,11 @@ def test_ranges_admit_the_pins() -> None:
     pins = dict(line.split("==") for line in ROOT.joinpath("constraints.txt").read_text().splitlines() if "==" in line)
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     project = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["dev"],
+        *project["optional-dependencies"]["static"],
+    ]
     for requirement in map(Requirement, wanted):
         name = requirement.name.lower().replace("_", "-")
         assert requirement.specifier.contains(pins[name]), requirement

@@ -1,0 +1,198 @@
+"""Devices measured, estimated and validated: killed and resumed, on a board, and what is wrong said in one line."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cost_models import table
+from cost_models.errors import CostError
+from cost_models.learned import LearnedModel
+from cost_models.static import Counted
+from cost_models.tiles import Machine, tiling
+from cost_models.tvm.timing import KernelTiming
+from hardware_profiles import Basis, Profile, load
+from hardware_profiles.catalog import SHIPPED, own
+from nas import devices, estimate, validation
+from nas.candidate import Pricer
+from nas.errors import NasError
+from nas.kernel_table import Plan
+from search_spaces import SPACES, Kernel, KernelKind, Workload
+
+MACHINE = Machine(lanes=4, registers=32)
+TINY = SPACES["tiny"]
+
+
+def silent(step: str, done: float, total: float, note: str = "") -> None:
+    assert 0 <= done <= total, (step, done, total, note)
+
+
+def imagined_s(kernel: Kernel) -> float:
+    return 2e-7 + tiling(kernel, MACHINE).multiply_adds * 4e-10 + kernel.bytes_moved * 2e-10
+
+
+class Board:
+    """Times kernels by a formula; vanishes after `last` of them."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.timed: list[Kernel] = []
+        self.last = last
+
+    def check(self) -> None:
+        """It is there."""
+
+    def timer(self, profile: Profile) -> Any:
+        def time_there(kernels: Sequence[Kernel]) -> Iterator[KernelTiming]:
+            for kernel in kernels:
+                if self.last is not None and len(self.timed) >= self.last:
+                    raise CostError("the board vanished")
+                self.timed.append(kernel)
+                yield KernelTiming(kernel, imagined_s(kernel), imagined_s(kernel) * 1.01, stable=True)
+
+        return time_there
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGE_VLM_NAS_DATA", str(tmp_path))
+    return tmp_path
+
+
+def measured(board: Board, kernels: int, **plan: Any) -> dict[str, Any]:
+    profile = load("raspberry-pi-4")
+    return devices.measure(profile, "tiny", Plan(kernels, **plan), 0, silent, board)  # type: ignore[arg-type]
+
+
+def test_a_board_that_vanishes_keeps_what_was_timed_and_is_gone_on_with(data: Path) -> None:
+    with pytest.raises(CostError, match="vanished"):
+        measured(Board(last=30), 80)
+    mine = load("raspberry-pi-4")
+    assert mine.folder == data / "devices" / "raspberry-pi-4"
+    kept = table.read(mine.kernels_csv)
+    assert len(kept) == 30
+    assert {row.basis for row in kept.values()} == {Basis.MEASURED}  # the shipped estimates are not mixed in
+
+    second = Board()
+    found = measured(second, 80)
+    assert not set(second.timed) & set(kept)
+    assert found["timed"] == len(second.timed)
+    assert found["kernels"] == {"measured": len(second.timed) + 30}
+    assert found["predictor"]["within_10_percent"] > 0.5
+    assert measured(Board(last=0), 80)["timed"] == 0  # a full table asks nothing of the board
+
+    model = LearnedModel.of(load("raspberry-pi-4"))
+    config = TINY.decode({name: values[0] for name, values in TINY.choices.items()})
+    assert Pricer(model, devices.WORKLOAD).price(config).basis in (Basis.MEASURED, Basis.PREDICTED)
+
+
+def test_later_rounds_are_drawn_where_the_predictor_is_least_sure_and_end_when_it_is_sure(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.kernel_table.ROUND", 100)
+    monkeypatch.setattr("nas.kernel_table._LISTED_CONFIGS", 300)
+    board = Board()
+    found = measured(board, 350, sure=0.999)
+    assert 150 < len(board.timed) <= 480  # strata hold at least one kernel each
+    assert len(set(board.timed)) == len(board.timed)
+    assert found["predictor"]["kernels"] == len(board.timed)
+    early = Board()
+    measured(early, 350, seconds=0.0)
+    assert not early.timed
+
+
+def test_measured_and_estimated_kernels_do_not_mix(data: Path) -> None:
+    profile = own(load("raspberry-pi-4"))
+    assert not profile.kernels_csv.exists()
+    measured(Board(), 60)
+    with pytest.raises(NasError, match="which an estimate would replace"):
+        devices.estimate(profile, "tiny", 20, 20, 0, silent)
+
+
+def test_a_device_is_timed_where_it_is(data: Path) -> None:
+    with pytest.raises(NasError, match="rpc-tracker HOST:PORT"):
+        devices.measure(load("raspberry-pi-4"), "tiny", Plan(60), 0, silent, None)
+    with pytest.raises(NasError, match="leave --rpc-tracker"):
+        devices.measure(load("host"), "tiny", Plan(60), 0, silent, Board())  # type: ignore[arg-type]
+    with pytest.raises(NasError, match="go together"):
+        devices.board("127.0.0.1:9190", None, 10.0)
+    with pytest.raises(ValueError, match="unknown space"):
+        devices.space_named("tinny")
+
+
+def test_validation_draws_apart_and_counts_right(data: Path) -> None:
+    measured(Board(), 120)
+    profile = load("raspberry-pi-4")
+    board = Board()
+    found = validation.validate(profile, TINY, devices.WORKLOAD, 60, 5, 1, silent, board.timer(profile))
+    assert "models" not in found  # whole models run on this machine only
+    assert found["kernels"]["held_out"] == len(board.timed) == 60
+    assert not set(board.timed) & set(table.read(profile.kernels_csv))
+    assert sum(kind["held_out"] for kind in found["kernels"]["by_kind"].values()) == 60
+    timed = validation.TimedKernels(tuple(board.timed), np.array([1.0] * 60), np.array([0.02] * 30 + [0.2] * 30))
+    agreement = validation.kernel_agreement(np.array([1.05] * 15 + [1.2] * 45), timed)
+    assert agreement["within_10_percent"] == 0.25
+    assert agreement["mape"] == pytest.approx((15 * 0.05 + 45 * 0.2) / 60)
+    assert agreement["noise_within_10_percent"] == 0.5
+
+
+def test_one_scale_takes_the_factor_away_and_nothing_else() -> None:
+    measured_s = np.array([1.0, 2.0, 4.0, 8.0])
+    error = validation.scaled_error(3.0 * measured_s, measured_s)
+    assert error == pytest.approx({"mape_after_one_scale": 0.0, "scale": 1 / 3, "spearman": 1.0})
+    assert validation.scaled_error(np.array([1.0, 2.0, 4.0, 9.0]), measured_s)["mape_after_one_scale"] > 0.02
+
+
+def test_counted_cycles_survive_a_kill_and_hang_on_the_code(data: Path) -> None:
+    target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}
+    store = estimate._Store(target, "cortex-a72")
+    kernel = Kernel(KernelKind.LINEAR, 3, 4, 5, epilogue=("bias", "gelu"))
+    store.append(Counted(kernel, 123.5, 2))
+    with store.path.open("a") as file:
+        file.write('{"kernel": {"kind": "lin')
+    assert store.read() == {kernel: Counted(kernel, 123.5, 2)}
+    assert estimate._Store({**target, "mcpu": "cortex-a53"}, "cortex-a53").path != store.path
+
+
+def test_batches_are_priced_as_single_requests_are() -> None:
+    rng = random.Random(0)
+    configs = [TINY.decode(TINY.sample(rng)) for _ in range(40)]
+    pricer = Pricer(LearnedModel.of(load("raspberry-pi-4")), Workload())
+    columns, single = pricer.columns(configs), Pricer(pricer.model, Workload()).prices(configs)
+    np.testing.assert_allclose(columns["latency_s"], [cost.latency_s for cost in single], rtol=1e-12)
+    np.testing.assert_allclose(columns["decode_s"], [cost.decode.latency_s for cost in single], rtol=1e-12)
+    np.testing.assert_allclose(columns["peak_bytes"], [cost.memory.peak_bytes for cost in single], rtol=1e-12)
+    assert columns["parameters"].tolist() == [config.parameters for config in configs]
+
+
+def test_shipped_tables_are_whole_and_labelled() -> None:
+    for folder in sorted(SHIPPED.iterdir()):
+        profile = load(folder)
+        rows = table.read(profile.kernels_csv)
+        assert len(rows) >= 300, profile.name
+        assert {row.basis for row in rows.values()} == {Basis.STATIC}, profile.name
+        model = LearnedModel.of(profile)
+        assert model.error.kernels == len(rows)
+        config = TINY.decode({name: values[-1] for name, values in TINY.choices.items()})
+        assert Pricer(model, Workload()).price(config).basis.rank >= Basis.STATIC.rank
+        assert "static" in model.told()
+
+
+def test_the_command_line_says_what_a_device_needs(run: Any) -> None:
+    done = run("device", "measure", "raspberry-pi-4")
+    assert done.returncode == 2
+    assert "--rpc-tracker HOST:PORT" in done.stderr
+    done = run("device", "measure", "raspberry-pi-4", "--rpc-tracker", "127.0.0.1:1", "--rpc-key", "pi4")
+    assert done.returncode == 2
+    assert "start one: python -m tvm.exec.rpc_tracker" in done.stderr
+    done = run("bench", "predictor", "--device", "raspberry-pi-4", "--json")
+    assert done.returncode == 2
+    assert "only host can be timed here" in done.stderr
+    shown = json.loads(run("devices", "raspberry-pi-4", "--json").stdout)
+    assert shown["latency"]["kernels"].keys() == {"static"}
+    assert shown["latency"]["predictor"]["within_10_percent"] > 0.8

@@ -94,7 +94,6 @@ class LearnedModel:
         self._rows, self._core, self._families = rows, core, families
         self._overheads = dict(overheads or {})
         self._peak = profile.formula_peak_ops_per_s
-        self._deviations: dict[str, Callable[[Array], Array]] = {}
         self._basis = Basis.weakest(Basis.PREDICTED, *{row.basis for row in rows.values()})
 
     @classmethod
@@ -229,17 +228,17 @@ class LearnedModel:
         return [self._rows[kernel].basis if kernel in self._rows else self._basis for kernel in kernels]
 
     def deviations(self, kernels: Sequence[Kernel]) -> Array:
-        """Standard deviation of each kernel's seconds as a share of them; a table's own is that of its repeats."""
+        """As `CostModel.deviations`; a table's own is that of its repeats, which for an estimate says nothing."""
         result = np.zeros(len(kernels))
         for name, members in _members(kernels).items():
             found = self._families[name]() if name in self._families else None
             if found is None or found.process is None:
                 result[members] = 1.0
                 continue
-            if name not in self._deviations:
-                self._deviations[name] = found.process.deviation()
-            _, features = self._core.matrices([kernels[i] for i in members])
-            result[members] = self._deviations[name](features)
+            unseen = [i for i in members if kernels[i] not in self._rows]
+            if unseen:
+                _, features = self._core.matrices([kernels[i] for i in unseen])
+                result[unseen] = found.process.deviation(features)
         result *= self.error.deviation_scale
         for index, kernel in enumerate(kernels):
             if kernel in self._rows:

@@ -32,6 +32,9 @@ class CostModel(Protocol):
         Inputs, outputs, views, memory. The projector is part of the program of the phase vision.
         """
 
+    def deviations(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
+        """Standard deviation of each kernel's seconds as a share of them; nan where nobody knows."""
+
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """How the seconds of each kernel were obtained."""
 

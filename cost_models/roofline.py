@@ -52,6 +52,10 @@ class RooflineModel:
         del phase, calls
         return kernels_s * 0.0
 
+    def deviations(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
+        """As `CostModel.deviations`: a bound has none."""
+        return np.full(len(kernels), np.nan)
+
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """As `CostModel.bases`."""
         return [self._basis] * len(kernels)

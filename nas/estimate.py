@@ -27,7 +27,7 @@ from nas.search import Progress
 from search_spaces import Kernel
 
 _CHUNK = 10
-_GPU_CHUNK = 48
+_GPU_CHUNK = 24
 #: The predictor's features want tiles; on a GPU they say how sizes divide into warps, no more.
 GPU_TILES = Machine(lanes=32, registers=64)
 #: What decides a kernel's machine code beside its target: a change of these makes counted cycles void.
@@ -57,7 +57,8 @@ def estimate(profile: Profile, kernels: Sequence[Kernel], progress: Progress, pr
     from cost_models.tvm.machine import machine_of, tvm_target
 
     if profile.runs_on == "gpu":
-        seconds, failed, machine = _gpu_seconds(profile, kernels, progress), {}, GPU_TILES
+        seconds, failed = _gpu_seconds(profile, kernels, progress)
+        machine = GPU_TILES
     else:
         counted, failed = count_cycles(profile, kernels, progress, processes)
         machine = machine_of(tvm_target(profile.tvm_target))
@@ -73,16 +74,34 @@ def estimate(profile: Profile, kernels: Sequence[Kernel], progress: Progress, pr
     return Estimated(profile, len(seconds), failed, model)
 
 
-def _gpu_seconds(profile: Profile, kernels: Sequence[Kernel], progress: Progress) -> dict[Kernel, float]:
-    from cost_models.tvm import cuda
-
-    asked, found = list(dict.fromkeys(kernels)), {}
+def _gpu_seconds(
+    profile: Profile, kernels: Sequence[Kernel], progress: Progress
+) -> tuple[dict[Kernel, float], dict[str, str]]:
+    """Seconds of what nvcc compiles, and why not of the rest."""
+    asked, found, failed = list(dict.fromkeys(kernels)), {}, {}
     for start in range(0, len(asked), _GPU_CHUNK):
         progress("estimate", start, len(asked), f"compiling CUDA kernels of {profile.name}")
-        chunk = asked[start : start + _GPU_CHUNK]
-        found |= dict(zip(chunk, cuda.estimate(chunk, profile), strict=True))
+        for kernel, latency_s, reason in _gpu_chunk(profile, asked[start : start + _GPU_CHUNK]):
+            if reason:
+                failed[str(kernel)] = reason
+            else:
+                found[kernel] = latency_s
     progress("estimate", len(asked), len(asked))
-    return found
+    return found, failed
+
+
+def _gpu_chunk(profile: Profile, kernels: Sequence[Kernel]) -> list[tuple[Kernel, float, str]]:
+    from cost_models.tvm import cuda
+
+    try:
+        return [
+            (kernel, latency_s, "") for kernel, latency_s in zip(kernels, cuda.estimate(kernels, profile), strict=True)
+        ]
+    except CostError as error:
+        if len(kernels) == 1:
+            return [(kernels[0], 0.0, str(error))]
+        half = len(kernels) // 2
+        return _gpu_chunk(profile, kernels[:half]) + _gpu_chunk(profile, kernels[half:])
 
 
 def count_cycles(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,30 @@ def predict(config: VLMConfig, workload: Workload, profile: Profile, model_name:
     phases = {}
     for phase in Phase:
         priced = sorted(pricer.kernel_costs(config, phase), key=lambda row: -row[1] * row[2])
+        shares = pricer.model.deviations([kernel for kernel, *_ in priced]).tolist()
         kernels = [
             {
                 "kernel": str(kernel),
                 "count": count,
                 "seconds": seconds,
                 "total_s": count * seconds,
+                "deviation_s": count * seconds * share if math.isfinite(share) else None,
                 "basis": basis.value,
             }
-            for kernel, count, seconds, basis in priced
+            for (kernel, count, seconds, basis), share in zip(priced, shares, strict=True)
         ]
+        # errors of different kernels are taken to be independent, those of one kernel's calls to be the same
+        spread = math.hypot(
+            *(count * seconds * share for (_, count, seconds, _), share in zip(priced, shares, strict=True))
+        )
         whole_s = phases_s(cost)[phase.value]
         overhead_s = whole_s - sum(count * seconds for _, count, seconds, _ in priced)
-        phases[phase.value] = {"latency_s": whole_s, "overhead_s": max(overhead_s, 0.0), "kernels": kernels}
+        phases[phase.value] = {
+            "latency_s": whole_s,
+            "deviation_s": spread if math.isfinite(spread) else None,
+            "overhead_s": max(overhead_s, 0.0),
+            "kernels": kernels,
+        }
     fits = cost.memory.peak_bytes <= profile.usable_memory_bytes
     return {
         "id": config.id,

@@ -149,7 +149,8 @@ def prediction_table(predicted: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("basis")
     for name, phase in predicted["phases"].items():
-        table.add_row(name, "", "", "", f"{phase['latency_s'] * 1e3:.3f} ms", "100 %", "", style="bold")
+        unsure = "" if phase["deviation_s"] is None else f" ± {phase['deviation_s'] * 1e3:.3f}"
+        table.add_row(name, "", "", "", f"{phase['latency_s'] * 1e3:.3f}{unsure} ms", "100 %", "", style="bold")
         for row in phase["kernels"]:
             share = row["total_s"] / phase["latency_s"]
             one, whole = f"{row['seconds'] * 1e6:.1f} us", f"{row['total_s'] * 1e3:.3f} ms"

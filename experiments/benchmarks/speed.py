@@ -50,6 +50,23 @@ def pricing_per_s(seed: int) -> float:
     return len(points) / (time.process_time() - used)
 
 
+def batched_pricing_per_s(seed: int) -> float:
+    """Configs that one core decodes and prices in a second in one batch by the learned predictor, none seen before."""
+    space, rng = SPACES["tiny"], random.Random(seed)
+    pricer = Pricer(cost_model("learned", load("raspberry-pi-4")), Workload(prompt_tokens=10, new_tokens=2))
+    points = [space.sample(rng) for _ in range(200_000)]
+    used = time.process_time()
+    pricer.columns([space.decode(point) for point in points])
+    return len(points) / (time.process_time() - used)
+
+
+def predict_s(folder: Path) -> float:
+    """Seconds of `nas predict` on a device with a learned predictor."""
+    space = SPACES["tiny"]
+    (folder / "config.json").write_text(json.dumps(space.decode(space.sample(random.Random(0))).to_dict()))
+    return seconds(lambda: nas(folder, "predict", "config.json", "--device", "raspberry-pi-4"))
+
+
 def main() -> None:
     """Print every figure as JSON."""
     figures: dict[str, object] = {}
@@ -68,6 +85,8 @@ def main() -> None:
         figures["search_150_without_training_s"] = seconds(lambda: nas(folder, "search", "bench.yaml"))
         figures["best_s"] = spread([seconds(lambda: nas(folder, "best")) for _ in range(REPEATS)])
         figures["front_s"] = spread([seconds(lambda: nas(folder, "front")) for _ in range(REPEATS)])
+        figures["predict_s"] = spread([predict_s(folder) for _ in range(REPEATS)])
+    figures["learned_configs_per_s_batched"] = spread([batched_pricing_per_s(seed) for seed in range(REPEATS)])
     figures["roofline_configs_per_s"] = spread([pricing_per_s(seed) for seed in range(REPEATS)])
     print(json.dumps(figures, indent=2))
 

@@ -114,7 +114,7 @@ def test_unknown_work_is_refused(timed_profile: Profile, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="did you mean 'roofline'"):
         cost_model("roofine", narrow)
     with pytest.raises(CostError, match="no learned predictor"):
-        cost_model("learned", load("raspberry-pi-5"))
+        cost_model("learned", timed_profile.in_folder(tmp_path / "empty"))
 
 
 def test_the_table_survives_a_kill_and_names_broken_lines(tmp_path: Path) -> None:

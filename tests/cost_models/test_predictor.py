@@ -40,7 +40,7 @@ def test_far_from_its_points_a_process_is_unsure_and_says_zero() -> None:
     rng = np.random.default_rng(1)
     x = rng.uniform(-1, 1, (100, 2))
     process = GaussianProcess.fit(x, truth(x), seed=0)
-    near, far = process.deviation()(np.array([[0.0, 0.0], [1e4, 1e4]]))
+    near, far = process.deviation(np.array([[0.0, 0.0], [1e4, 1e4]]))
     assert far > 5 * near
     assert far == pytest.approx(math.sqrt(process.signal + process.noise))
     assert abs(process.predict(np.array([[1e4, 1e4]]))[0]) < 1e-6
@@ -142,7 +142,7 @@ def test_a_predictor_of_another_table_is_refused(fitted: LearnedModel, tmp_path:
     (tmp_path / "predictor.json").write_bytes((fitted.profile.folder / "predictor.json").read_bytes())
     for row in list(table.read(fitted.profile.kernels_csv).values())[:50]:
         table.append(profile.kernels_csv, row)
-    with pytest.raises(CostError, match="but the table has 50.*delete it"):
+    with pytest.raises(CostError, match=r"but the table has 50.*delete it"):
         LearnedModel.of(profile)
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from search_spaces import SPACES
 
-COMMANDS = ("search", "front", "best", "predict", "devices", "report", "export", "measure")
+ALONE = tuple((name,) for name in ("search", "front", "best", "predict", "devices", "report", "export", "measure"))
+COMMANDS = (*(name for (name,) in ALONE), "device", "bench")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_predict_reads_a_config_file(run: Any, config_file: Path) -> None:
         ({"sampler": "nsga4"}, ["sampler"]),
         ({"trials": 0}, ["trials", "greater than or equal to 1"]),
         ({"proxy": {"cheap": "sinflow"}}, ["did you mean 'synflow'"]),
-        ({"cost_model": "learned"}, ["no learned predictor"]),
+        ({"cost_model": "lerned"}, ["learned"]),
         ({"data": {"source": "llava"}}, ["needs json_file and image_folder"]),
         ({"data": {"source": "llava", "json_file": "none.json", "image_folder": "."}}, ["none.json"]),
     ],
@@ -194,7 +195,14 @@ def test_help_names_every_command_and_the_readme_too(run: Any) -> None:
     for command in COMMANDS:
         assert f"  {command} " in told
         assert f"nas {command}" in readme, command
-        assert "--json" in run(command, "--help").stdout
+    for command in (
+        *ALONE,
+        ("device", "measure"),
+        ("device", "estimate"),
+        ("device", "validate"),
+        ("bench", "predictor"),
+    ):
+        assert "--json" in run(*command, "--help").stdout
 
 
 def test_empty_front_is_one_clear_line(run: Any, experiment: Callable[..., Path], tmp_path: Path) -> None:

@@ -302,9 +302,10 @@ def device_estimate(
     """Estimate a device's kernels from their machine code, with no device at hand."""
     from nas import devices, screen, workflow
 
-    for name in names:
+    profiles = [workflow.device(name) for name in names]
+    for profile in profiles:
         with screen.progress_bar() as progress:
-            found = devices.estimate(workflow.device(name), space, kernels, wide, seed, progress)
+            found = devices.estimate(profile, space, kernels, wide, seed, progress, like=profiles[0])
         screen.show_device(found, as_json)
 
 

@@ -109,13 +109,23 @@ def validate(
 
 
 def estimate(
-    profile: Profile, space: str, drawn: int, wide: int, seed: int, progress: Progress, processes: int = 2
+    profile: Profile,
+    space: str,
+    drawn: int,
+    wide: int,
+    seed: int,
+    progress: Progress,
+    processes: int = 2,
+    like: Profile | None = None,
 ) -> dict[str, Any]:
-    """Fill a device's table by static estimation, from kernels of a space and of any width, and fit its predictor."""
+    """Fill a device's table by static estimation, from kernels of a space and of any width, and fit its predictor.
+
+    Kernels are drawn by their share on `like`, so that devices with the same core share what is counted.
+    """
     from nas.estimate import estimate as estimate_kernels
 
     kernels = [
-        *drawn_kernels(space_named(space), WORKLOAD, drawn, profile, seed),
+        *drawn_kernels(space_named(space), WORKLOAD, drawn, like or profile, seed),
         *wide_kernels(wide, seed),
     ]
     rows = table.read(profile.kernels_csv)

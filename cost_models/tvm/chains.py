@@ -291,7 +291,7 @@ def _epilogue(name: str, x: Expr, shape: Shape, scope: _Scope) -> Expr:
     return _BINARY_EPILOGUES[name](x, scope.operand(name, size, own=own))
 
 
-def _fused(kernel: Kernel, target: Target) -> tuple[PrimFunc, tuple[Operand, ...], Shape]:
+def fused_kernel(kernel: Kernel, target: Target) -> tuple[PrimFunc, tuple[Operand, ...], Shape]:
     """One call of a kernel, through the passes that a whole program goes through: (function, operands, output)."""
     if kernel.kind not in _KINDS:
         raise CostError(f"no schedule for kernel kind {kernel.kind!r}; known: {', '.join(sorted(_KINDS))}")
@@ -322,7 +322,7 @@ def chain_module(kernels: Sequence[tuple[Kernel, int]], target: Mapping[str, obj
     builder = relax.BlockBuilder()
     chains = []
     for index, (kernel, calls) in enumerate(kernels):
-        function, operands, shape = _fused(kernel, described)
+        function, operands, shape = fused_kernel(kernel, described)
         variable = builder.add_func(function.without_attr("global_symbol"), f"kernel{index}")
         chain = Chain(kernel, operands, calls, shape)
         _write_chain(builder, f"chain{index}", variable, chain)

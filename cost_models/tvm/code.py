@@ -17,7 +17,7 @@ import tvm
 from tvm.ir import IRModule
 
 from cost_models.errors import CostError
-from cost_models.tvm.chains import _fused
+from cost_models.tvm.chains import fused_kernel
 from cost_models.tvm.machine import machine_of, tvm_target
 from cost_models.tvm.walk import functions, walk
 from search_spaces.kernels import Kernel
@@ -50,7 +50,7 @@ def compile_code(kernels: Sequence[Kernel], target: Mapping[str, object]) -> lis
     described = tvm_target(target)
     named = {f"k{index}": kernel for index, kernel in enumerate(kernels)}
     module = IRModule(
-        {name: _fused(kernel, described)[0].with_attr("global_symbol", name) for name, kernel in named.items()}
+        {name: fused_kernel(kernel, described)[0].with_attr("global_symbol", name) for name, kernel in named.items()}
     )
     text = tvm.compile(module, target=described).mod.inspect_source("ll")
     assembly, triple = _assembly(text, str(target["mcpu"]), ",".join(map(str, target.get("mattr", ()))))  # type: ignore[call-overload]

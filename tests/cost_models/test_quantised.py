@@ -114,7 +114,7 @@ def test_example_operands_have_the_shapes_of_packed_weights() -> None:
 
 def assembly(kernel: Kernel, target: Mapping[str, object]) -> str:
     described = tvm_target(target)
-    function = chains._fused(kernel, described)[0].with_attr("global_symbol", "kernel")
+    function = chains.fused_kernel(kernel, described)[0].with_attr("global_symbol", "kernel")
     return str(tvm.compile(IRModule({"kernel": function}), target=described).mod.inspect_source("s"))
 
 

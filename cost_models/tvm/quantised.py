@@ -114,18 +114,15 @@ def _native_fp16(of: _Linear) -> PrimFunc:
 
 
 def _int4(of: _Linear) -> PrimFunc:
-    """A byte is 16 times a later weight h plus an earlier one l, and shifted up by 28 bits it is l alone, times 2^28.
+    """A byte is 16 times a later weight h plus an earlier one l, and shifted up by four bits 16 times l alone.
 
-    So x h + y l = x / 16 byte + (y - x / 16) / 2^28 (byte << 28), where no nibble needs to be brought down.
+    So x h + y l = x / 16 byte + (y - x / 16) / 16 (byte << 4), where no half needs to be brought down.
     """
     w, scales = of.operands[1:]
     pairs = INT4_GROUP // 2
 
-    def byte_of(panel: Expr, group: Expr, pair: Expr, lane: Expr) -> Expr:
-        return w[panel, group, pair, lane].astype("int32")
-
     def up(byte: Expr) -> Expr:
-        return tirx.shift_left(byte, tirx.const(28, "int32"))
+        return tirx.shift_left(byte, tirx.const(4, "int8"))
 
     def scale(panel: Expr, group: Expr, lane: Expr) -> Expr:
         bits = tirx.shift_left(scales[panel, group, lane].astype("uint32"), tirx.const(16, "uint32"))
@@ -133,10 +130,10 @@ def _int4(of: _Linear) -> PrimFunc:
 
     def weight(panel: Expr, k: Expr, lane: Expr) -> Expr:
         group, inside = tirx.floordiv(k, INT4_GROUP), tirx.floormod(k, INT4_GROUP)
-        byte = byte_of(panel, group, tirx.floormod(inside, pairs), lane)
-        early = tirx.shift_right(up(byte), tirx.const(28, "int32"))
-        late = tirx.shift_right(byte - early, tirx.const(4, "int32"))
-        return tirx.Select(inside < pairs, early, late).astype("float32") * scale(panel, group, lane)
+        byte = w[panel, group, tirx.floormod(inside, pairs), lane]
+        early = up(byte).astype("float32") * 2.0**-4
+        late = (byte.astype("float32") - early) * 2.0**-4
+        return tirx.Select(inside < pairs, early, late) * scale(panel, group, lane)
 
     if of.converts_first:
         return _widened(of, weight)
@@ -146,12 +143,12 @@ def _int4(of: _Linear) -> PrimFunc:
             return tirx.if_then_else(where < of.k, row(where), tirx.const(0.0, "float32"))
 
         late = tirx.floormod(at, INT4_GROUP) >= pairs
-        return tirx.if_then_else(late, known(at) * 2.0**-4, (known(at) - known(at + pairs) * 2.0**-4) * 2.0**-28)
+        return tirx.if_then_else(late, known(at) * 2.0**-4, (known(at) - known(at + pairs) * 2.0**-4) * 2.0**-4)
 
     ready = of.prepared(factor)
 
     def term(i: Expr, j: Expr, group: Expr, pair: Expr, half: Expr) -> Expr:
-        byte = byte_of(tirx.floordiv(j, LANES), group, pair, tirx.floormod(j, LANES))
+        byte = w[tirx.floordiv(j, LANES), group, pair, tirx.floormod(j, LANES)]
         factor = ready[of.held(i), group * INT4_GROUP + half * pairs + pair]
         return factor * tirx.Select(half == 0, up(byte), byte).astype("float32")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,15 @@ from search_spaces.kernels import MATRIX_KINDS
 
 #: Configs drawn to see which kernels a space has.
 SAMPLED_CONFIGS = 1500
+
+
+#: One kernel in this many is never timed for a table: it judges the predictor instead.
+JUDGES_ONE_IN = 20
+
+
+def judges(kernel: Kernel) -> bool:
+    """Whether a kernel is kept from every table, so that what judges a predictor was chosen before any was fitted."""
+    return zlib.crc32(str(kernel).encode()) % JUDGES_ONE_IN == 0
 
 
 def kernel_shares(
@@ -32,8 +42,12 @@ def kernel_shares(
     return share
 
 
-def drawn_kernels(space: SearchSpace, workload: Workload, count: int, profile: Profile, seed: int) -> list[Kernel]:
+def drawn_kernels(
+    space: SearchSpace, workload: Workload, count: int, profile: Profile, seed: int, *, judging: bool = False
+) -> list[Kernel]:
     """`count` kernels that cover what the space draws: strata of kind and work, in each by share of latency.
+
+    Those that judge, or those that may be in a table.
 
     A stratum is a kind, its variant and a doubling of its work; its part of `count` grows with the root of the share
     of the roofline latency that it accounts for, so that rare large kernels and common small ones are both there.
@@ -41,6 +55,8 @@ def drawn_kernels(space: SearchSpace, workload: Workload, count: int, profile: P
     rng, share = random.Random(seed), kernel_shares(space, workload, profile, seed)
     strata: defaultdict[tuple[object, ...], list[Kernel]] = defaultdict(list)
     for kernel in share:
+        if judges(kernel) is not judging:
+            continue
         work = math.floor(math.log2(kernel.ops + kernel.bytes_moved))
         strata[(kernel.kind, kernel.op, kernel.window == kernel.stride, kernel.m == 1, work)].append(kernel)
     weight = {stratum: math.sqrt(sum(share[k] for k in kernels)) for stratum, kernels in strata.items()}
@@ -57,7 +73,7 @@ def least_sure(
     model: LearnedModel, share: Mapping[Kernel, float], known: Mapping[Kernel, object], count: int, seed: int
 ) -> list[Kernel]:
     """`count` kernels that the table lacks, drawn by the variance of their prediction and the root of their share."""
-    left = [kernel for kernel in sorted(share, key=str) if kernel not in known]
+    left = [kernel for kernel in sorted(share, key=str) if kernel not in known and not judges(kernel)]
     if not left:
         return []
     rng, doubts = random.Random(seed), model.deviations(left).tolist()

@@ -1,7 +1,7 @@
 """Predicted against measured on kernels and whole models that neither a fit nor a choice of method has seen.
 
-Both are drawn with a seed of their own and timed now; kernels that the device's table holds, and models that its
-overheads were fitted on, are left out.
+One kernel in twenty is kept from every table to judge here (kernel_choice.py); models are drawn with a seed of their
+own, those that overheads were fitted on left out. All are timed now.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def held_out_kernels(
     progress: Progress,
     timer: Timer | None = None,
 ) -> TimedKernels:
-    """Time `count` drawn kernels that the table lacks; fewer where the table holds nearly all."""
+    """Time `count` drawn kernels of those that no table holds (`judges`)."""
     known = table.read(profile.kernels_csv)
-    drawn = drawn_kernels(space, workload, 8 * count, profile, seed + APART)
-    kernels = [kernel for kernel in drawn if kernel not in known]
+    kernels = drawn_kernels(space, workload, count, profile, seed + APART, judging=True)
+    kernels = [kernel for kernel in kernels if kernel not in known]  # a table from elsewhere
     random.Random(seed).shuffle(kernels)
     timed = []
     progress("kernels", 0, min(count, len(kernels)), "compiling held-out kernels")

@@ -22,6 +22,7 @@ from hardware_profiles.catalog import SHIPPED, own
 from nas import devices, estimate, validation
 from nas.candidate import Pricer
 from nas.errors import NasError
+from nas.kernel_choice import judges
 from nas.kernel_table import Plan
 from search_spaces import SPACES, Kernel, KernelKind, Workload
 
@@ -131,13 +132,15 @@ def test_validation_draws_apart_and_counts_right(data: Path) -> None:
     board = Board()
     found = validation.validate(profile, TINY, devices.WORKLOAD, 60, 5, 1, silent, board.timer(profile))
     assert "models" not in found  # whole models run on this machine only
-    assert found["kernels"]["held_out"] == len(board.timed) == 60
+    held_out = len(board.timed)
+    assert found["kernels"]["held_out"] == held_out > 50
+    assert all(map(judges, board.timed))
     assert not set(board.timed) & set(table.read(profile.kernels_csv))
-    assert sum(kind["held_out"] for kind in found["kernels"]["by_kind"].values()) == 60
-    timed = validation.TimedKernels(tuple(board.timed), np.array([1.0] * 60), np.array([0.02] * 30 + [0.2] * 30))
-    agreement = validation.kernel_agreement(np.array([1.05] * 15 + [1.2] * 45), timed)
+    assert sum(kind["held_out"] for kind in found["kernels"]["by_kind"].values()) == held_out
+    timed = validation.TimedKernels(tuple(board.timed[:40]), np.ones(40), np.array([0.02] * 20 + [0.2] * 20))
+    agreement = validation.kernel_agreement(np.array([1.05] * 10 + [1.2] * 30), timed)
     assert agreement["within_10_percent"] == 0.25
-    assert agreement["mape"] == pytest.approx((15 * 0.05 + 45 * 0.2) / 60)
+    assert agreement["mape"] == pytest.approx((10 * 0.05 + 30 * 0.2) / 40)
     assert agreement["noise_within_10_percent"] == 0.5
 
 

@@ -26,6 +26,7 @@ from cost_models.cost import Amount
 from cost_models.errors import CostError
 from cost_models.features import Core, family
 from cost_models.gaussian import GaussianProcess
+from cost_models.roofline import least_s
 from cost_models.tiles import Machine
 from hardware_profiles import Basis, Profile
 from search_spaces import Kernel, Phase
@@ -93,7 +94,6 @@ class LearnedModel:
         self.profile, self.error = profile, error
         self._rows, self._core, self._families = rows, core, families
         self._overheads = dict(overheads or {})
-        self._peak = profile.formula_peak_ops_per_s
         self._basis = Basis.weakest(Basis.PREDICTED, *{row.basis for row in rows.values()})
 
     @classmethod
@@ -220,7 +220,7 @@ class LearnedModel:
         unseen = np.flatnonzero(seconds == 0.0)
         if len(unseen):
             asked = [kernels[int(i)] for i in unseen]
-            seconds[unseen] = np.maximum(self._predicted_s(asked), [kernel.ops / self._peak for kernel in asked])
+            seconds[unseen] = np.maximum(self._predicted_s(asked), [least_s(kernel, self.profile) for kernel in asked])
         return seconds
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
@@ -228,7 +228,9 @@ class LearnedModel:
         return [self._rows[kernel].basis if kernel in self._rows else self._basis for kernel in kernels]
 
     def deviations(self, kernels: Sequence[Kernel]) -> Array:
-        """As `CostModel.deviations`; a table's own is that of its repeats, which for an estimate says nothing."""
+        """As `CostModel.deviations`; of a timed kernel it is that of its repeats. Nobody knows that of an estimate."""
+        if self._basis is not Basis.PREDICTED:
+            return np.full(len(kernels), np.nan)
         result = np.zeros(len(kernels))
         for name, members in _members(kernels).items():
             found = self._families[name]() if name in self._families else None

@@ -15,6 +15,15 @@ from cost_models.errors import CostError
 from hardware_profiles import Basis, Profile
 from search_spaces import Kernel, Phase, Precision
 
+#: How much more a second a core computes at most than in fp32: a register holds twice, or four times the values, and
+#: matrix instructions for bytes double it again.
+MOST_FASTER = dict.fromkeys(Precision, 1.0) | {Precision.FP16: 2.0, Precision.W8A8: 8.0}
+
+
+def least_s(kernel: Kernel, profile: Profile) -> float:
+    """Seconds that no code can undercut: a kernel's operations at the peak that the profile's formula allows."""
+    return kernel.ops / (profile.formula_peak_ops_per_s * MOST_FASTER[kernel.precision])
+
 
 class RooflineModel:
     """max(operations / peak, bytes / bandwidth) + kernel overhead, from the profile's facts."""
@@ -26,6 +35,7 @@ class RooflineModel:
         self._peak = dict.fromkeys(Precision, peaks.fp32.value)
         if peaks.fp16:
             self._peak[Precision.FP16] = peaks.fp16.value
+        self._peak[Precision.W8A8] = peaks.int8.value if peaks.int8 else peaks.fp32.value * MOST_FASTER[Precision.W8A8]
         self._bandwidth = profile.bandwidth_bytes_per_s.value
         self._overhead = profile.kernel_overhead_s.value
         used = (peaks.fp32.basis, profile.bandwidth_bytes_per_s.basis, profile.kernel_overhead_s.basis)

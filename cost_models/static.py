@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.features import Core, traffic_bytes
+from cost_models.roofline import least_s
 from cost_models.tiles import Machine, tiling
 from hardware_profiles import Profile
 from hardware_profiles.cores import core_type
@@ -57,5 +58,4 @@ def static_seconds(counted: Sequence[Counted], profile: Profile, machine: Machin
         memory_s = cached_s + moved[-1] / bandwidth
         busy_s = (item.cycles + _WORKSPACE_CYCLES * item.runtime_calls) / clock_hz / shared
         seconds.append(profile.kernel_overhead_s.value + (busy_s**power + memory_s**power) ** (1.0 / power))
-    least = [item.kernel.ops / profile.formula_peak_ops_per_s for item in counted]
-    return np.maximum(seconds, least)
+    return np.maximum(seconds, [least_s(item.kernel, profile) for item in counted])

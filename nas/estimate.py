@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cost_models import table
@@ -22,6 +21,7 @@ from cost_models.tiles import Machine
 from hardware_profiles import Basis, Profile
 from hardware_profiles.cores import core_type
 from hardware_profiles.files import user_devices
+from nas.kernel_table import code_version
 from nas.promotion import worker_pool
 from nas.search import Progress
 from search_spaces import Kernel
@@ -30,16 +30,6 @@ _CHUNK = 10
 _GPU_CHUNK = 24
 #: The predictor's features want tiles; on a GPU they say how sizes divide into warps, no more.
 GPU_TILES = Machine(lanes=32, registers=64)
-#: What decides a kernel's machine code beside its target: a change of these makes counted cycles void.
-_SOURCES = (
-    "tiles.py",
-    "tvm/products.py",
-    "tvm/rows.py",
-    "tvm/schedules.py",
-    "tvm/chains.py",
-    "tvm/mca.py",
-    "tvm/walk.py",
-)
 
 
 @dataclass(frozen=True)
@@ -153,14 +143,10 @@ class _Store:
     """Counted cycles on disk, a JSON line a kernel."""
 
     def __init__(self, target: Mapping[str, object], core: str) -> None:
-        import tvm
-
-        import cost_models
-
-        folder = Path(cost_models.__path__[0])
-        code = b"".join((folder / name).read_bytes() for name in _SOURCES)
-        told = json.dumps([dict(target), core, tvm.__version__], sort_keys=True)
-        key = hashlib.sha256(told.encode() + code).hexdigest()[:16]
+        told = json.dumps(
+            [dict(target), core, code_version("tvm/mca.py", "tvm/walk.py", "tvm/code.py")], sort_keys=True
+        )
+        key = hashlib.sha256(told.encode()).hexdigest()[:16]
         self.path = user_devices().parent / "static" / f"{core}-{key}.jsonl"
 
     def read(self) -> dict[Kernel, Counted]:

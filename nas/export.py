@@ -86,7 +86,8 @@ def export_tvm(
     paths = []
     for name, program in exported.items():
         path = folder / f"{name}.so"
-        compile_program(program, target).export_library(path)
+        with _silent():
+            compile_program(program, target).export_library(path)
         paths.append(path)
     return paths
 

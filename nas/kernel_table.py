@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cost_models.errors import CostError
 from cost_models.roofline import RooflineModel
 from hardware_profiles import Profile
 from nas.candidate import Pricer
@@ -52,6 +55,38 @@ class Plan:
     sure: float = SURE
 
 
+#: What decides a kernel's machine code beside its target, in cost_models: a change of these makes timings void.
+_SOURCES = (
+    "tiles.py",
+    *(f"tvm/{name}.py" for name in ("products", "rows", "quantised", "schedules", "chains", "passes")),
+)
+
+
+def code_version(*more: str) -> str:
+    """A hash of TVM's version and of the code that makes kernels (and of more files of cost_models)."""
+    import tvm
+
+    import cost_models
+
+    folder = Path(cost_models.__path__[0])
+    code = b"".join((folder / name).read_bytes() for name in (*_SOURCES, *more))
+    return hashlib.sha256(tvm.__version__.encode() + code).hexdigest()[:16]
+
+
+def drop_outdated(profile: Profile) -> bool:
+    """Put a table aside that other schedules were timed for; says whether there was one."""
+    version, written = code_version(), profile.folder / "code_version"
+    if written.is_file() and written.read_text(encoding="utf-8").strip() == version:
+        return False
+    outdated = profile.kernels_csv.is_file()
+    if outdated:
+        profile.kernels_csv.replace(profile.kernels_csv.with_suffix(".outdated.csv"))
+        for name in ("predictor.json", "programs.jsonl"):
+            (profile.folder / name).unlink(missing_ok=True)
+    written.write_text(version + "\n", encoding="utf-8")
+    return outdated
+
+
 def complete_table(
     profile: Profile,
     space: SearchSpace,
@@ -70,6 +105,8 @@ def complete_table(
     from cost_models import table
 
     started, timed = time.monotonic(), 0
+    if drop_outdated(profile):
+        progress("kernels", 0, 1, "the kernels of this release are other ones: timing anew")
     known = table.read(profile.kernels_csv)
     first = min(plan.kernels, ROUND)
     if len(known) < first:
@@ -129,11 +166,15 @@ def local_timer(profile: Profile) -> Timer:
 
 def _refitted(profile: Profile, changed: bool) -> LearnedModel:
     """The stored predictor, or one fitted anew where the table has changed; overheads are of stored programs."""
+    from cost_models import table
     from cost_models.learned import LearnedModel
     from cost_models.tvm.machine import machine_of, tvm_target
 
     if LearnedModel.is_fitted(profile) and not changed:
-        return LearnedModel.of(profile)
+        with suppress(CostError):  # of another release, or of a table that has lost rows
+            model = LearnedModel.of(profile)
+            if model.error.kernels == len(table.read(profile.kernels_csv)):
+                return model
     model = LearnedModel.fit(profile, machine_of(tvm_target(profile.tvm_target)))
     programs = stored_programs(profile)
     if programs:

@@ -159,6 +159,7 @@ def test_predictions_from_estimates_are_no_stronger_than_these(fitted: LearnedMo
         table.append(profile.kernels_csv, table.TableRow(row.kernel, row.latency_s, row.latency_s, Basis.STATIC))
     model = LearnedModel.fit(profile, MACHINE)
     assert set(model.bases([Kernel(KernelKind.LINEAR, 3, 33, 333)])) == {Basis.STATIC}
+    assert np.isnan(model.deviations([Kernel(KernelKind.LINEAR, 3, 33, 333)])).all()
     assert "static" in model.told()
 
 

@@ -107,6 +107,25 @@ def test_later_rounds_are_drawn_where_the_predictor_is_least_sure_and_end_when_i
     assert not early.timed
 
 
+def test_timings_of_other_schedules_are_put_aside(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(Board(), 60)
+    folder = load("raspberry-pi-4").folder
+    before = (folder / "kernels.csv").read_text()
+    monkeypatch.setattr("nas.kernel_table.code_version", lambda: "another release")
+    again = Board()
+    measured(again, 60)
+    assert len(again.timed) >= 60  # all of them anew
+    assert (folder / "kernels.outdated.csv").read_text() == before
+
+
+def test_a_kill_between_timing_and_fitting_is_made_good(data: Path) -> None:
+    measured(Board(), 60)
+    profile = load("raspberry-pi-4")
+    table.append(profile.kernels_csv, table.TableRow(Kernel(KernelKind.LINEAR, 7, 77, 777), 1e-3, 1e-3))
+    found = measured(Board(last=0), 60)
+    assert found["predictor"]["kernels"] == sum(found["kernels"].values())
+
+
 def test_measured_and_estimated_kernels_do_not_mix(data: Path) -> None:
     profile = own(load("raspberry-pi-4"))
     assert not profile.kernels_csv.exists()
@@ -177,7 +196,7 @@ def test_shipped_tables_are_whole_and_labelled() -> None:
     for folder in sorted(SHIPPED.iterdir()):
         profile = load(folder)
         rows = table.read(profile.kernels_csv)
-        assert len(rows) >= 300, profile.name
+        assert len(rows) >= 250, profile.name
         assert {row.basis for row in rows.values()} == {Basis.STATIC}, profile.name
         model = LearnedModel.of(profile)
         assert model.error.kernels == len(rows)

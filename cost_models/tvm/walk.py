@@ -1,7 +1,8 @@
 """Which blocks a compiled kernel runs, in order: its control flow walked through, value by value.
 
 All loops of a kernel have constant bounds, so that LLVM IR alone says what runs; nothing is executed. Only the integers
-that branches hang on are evaluated. A loop of one block is one step with a count.
+that branches hang on are evaluated; one that is read from memory is taken to be 0. A loop of one block is one step with
+a count.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ class _Values:
         code, rest = words[0], [word for word in words[1:] if word not in _FLAGS]
         if code == "call" or text.startswith("tail call"):
             return self._call(text)
+        if code == "load" and rest[0].startswith("i"):
+            return 0  # ids, and masks that let nothing through
         if code == "freeze":
             return self.value(rest[-1])
         if code in ("trunc", "zext", "sext"):

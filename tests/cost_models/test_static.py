@@ -74,8 +74,10 @@ def test_the_walk_counts_what_runs() -> None:
     assert walked(NESTED) == [("entry", 1), *even, *odd, *even, ("end", 1), ("fine", 1), ("out", 1)]
 
 
-def test_a_branch_on_data_is_refused() -> None:
+def test_integers_in_memory_are_zero_and_a_branch_on_other_data_is_refused() -> None:
     text = NESTED.replace("%odd = and i64 %i, 1", "%odd = load i64, ptr %x, align 8")
+    assert ("rare", 1) not in walked(text)
+    text = NESTED.replace("%odd = and i64 %i, 1", "%f = load float, ptr %x\n  %odd = fptosi float %f to i64")
     with pytest.raises(CostError, match="nothing decides the branch behind middle"):
         walked(text)
 

@@ -225,7 +225,7 @@ def complete_programs(
     known = {stored.config.id for stored in stored_programs(profile)}
     configs = [config for config in _spread_configs(space, workload, profile, count, seed) if config.id not in known]
     configs = configs[: max(count - len(known), 0)]
-    for config, seconds in timed_configs(configs, workload, profile, seed, progress):
+    for config, seconds, _ in timed_configs(configs, workload, profile, seed, progress):
         line = {"config": config.to_dict(), "workload": asdict(workload), "seconds": seconds}
         with _programs_path(profile).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -233,8 +233,11 @@ def complete_programs(
 
 def timed_configs(
     configs: Sequence[VLMConfig], workload: Workload, profile: Profile, seed: int, progress: Progress
-) -> Iterator[tuple[VLMConfig, dict[str, float]]]:
-    """(config, seconds by graph), compiled whole in groups: nothing is compiled while anything is timed."""
+) -> Iterator[tuple[VLMConfig, dict[str, float], bool]]:
+    """(config, seconds by graph, whether undisturbed), compiled whole in groups: nothing compiles while one is timed.
+
+    What was disturbed is timed again at the end of its group.
+    """
     from nas.measure import compile_graphs, time_graphs
     from nas.promotion import worker_pool
 
@@ -251,11 +254,18 @@ def timed_configs(
                     for config, folder in zip(group, folders, strict=True)
                 ]:
                     job.result()
-                for config, folder in zip(group, folders, strict=True):
-                    seconds, _ = time_graphs(config, workload, profile, folder, seed)
-                    yield config, seconds
-                    done += 1
-                    progress("programs", done, len(configs), "timing whole models")
+                left = list(zip(group, folders, strict=True))
+                for last in (False, False, True):
+                    again = []
+                    for config, folder in left:
+                        seconds, quiet = time_graphs(config, workload, profile, folder, seed)
+                        if not quiet and not last:
+                            again.append((config, folder))
+                            continue
+                        done += 1
+                        progress("programs", done, len(configs), "timing whole models")
+                        yield config, seconds, quiet
+                    left = again
 
 
 def _spread_configs(space: SearchSpace, workload: Workload, profile: Profile, count: int, seed: int) -> list[VLMConfig]:

@@ -247,6 +247,8 @@ def show_validation(found: dict[str, Any]) -> None:
         )
     out.print(table)
     out.print(f"kernels measured twice: {kernels['noise_within_10_percent']:.1%} within 10 %", markup=False)
+    if "models" in found:
+        out.print(f"whole models timed undisturbed: {found['models']['undisturbed']:.0%}", markup=False)
     if "static" in found:
         static = found["static"]
         out.print(

@@ -46,6 +46,7 @@ class TimedModels:
     configs: tuple[VLMConfig, ...]
     workload: Workload
     seconds: dict[str, Array]
+    undisturbed: Array
 
 
 def held_out_kernels(
@@ -84,8 +85,9 @@ def held_out_models(
             known.add(config.id)
             configs.append(config)
     timed = list(timed_configs(configs, workload, profile, seed, progress))
-    seconds = {graph: np.array([found[graph] for _, found in timed]) for graph in GRAPH_PHASES}
-    return TimedModels(tuple(config for config, _ in timed), workload, seconds)
+    seconds = {graph: np.array([found[graph] for _, found, _ in timed]) for graph in GRAPH_PHASES}
+    quiet = np.array([float(undisturbed) for _, _, undisturbed in timed])
+    return TimedModels(tuple(config for config, _, _ in timed), workload, seconds, quiet)
 
 
 def kernel_agreement(predicted_s: Array, timed: TimedKernels) -> dict[str, Any]:
@@ -110,12 +112,15 @@ def kernel_agreement(predicted_s: Array, timed: TimedKernels) -> dict[str, Any]:
 
 def model_agreement(model: CostModel, timed: TimedModels) -> dict[str, Any]:
     """Shares within 10 %, MAPE and rank correlation over all graphs, and for vision, prefill and decode each."""
-    phases = {}
+    phases: dict[str, Any] = {}
+    each: list[dict[str, Any]] = [{"id": config.id, "config": config.to_dict()} for config in timed.configs]
     errors, ranks = [], []
     for graph, measured_s in timed.seconds.items():
         predicted_s = graph_seconds(model, timed, graph)
         error = np.abs(predicted_s / measured_s - 1.0)
         errors.append(error)
+        for told, predicted, measured in zip(each, predicted_s.tolist(), measured_s.tolist(), strict=True):
+            told[graph] = {"predicted_s": predicted, "measured_s": measured}
         ranks.append(spearman(predicted_s, measured_s))
         phases[graph] = {
             "within_10_percent": _within(error),
@@ -129,7 +134,9 @@ def model_agreement(model: CostModel, timed: TimedModels) -> dict[str, Any]:
         "within_10_percent": _within(every),
         "mape": _mean(every),
         "spearman": min(ranks),  # the worst of the phases
+        "undisturbed": _mean(timed.undisturbed),
         "by_phase": phases,
+        "each": each,
     }
 
 

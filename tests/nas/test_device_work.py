@@ -163,6 +163,28 @@ def test_validation_draws_apart_and_counts_right(data: Path) -> None:
     assert agreement["noise_within_10_percent"] == 0.5
 
 
+def test_models_are_judged_by_phase_with_each_ones_error() -> None:
+    model = LearnedModel.of(load("raspberry-pi-4"))
+    rng = random.Random(4)
+    configs = tuple(TINY.decode(TINY.sample(rng)) for _ in range(6))
+    quiet = np.array([1.0] * 5 + [0.0])
+    empty = validation.TimedModels(configs, devices.WORKLOAD, {}, quiet)
+    seconds = {name: validation.graph_seconds(model, empty, name) for name in ("vision", "prefill", "decode")}
+    priced = Pricer(model, devices.WORKLOAD).columns(configs)
+    np.testing.assert_allclose(seconds["vision"], priced["vision_s"] + priced["projector_s"], rtol=1e-9)
+    np.testing.assert_allclose(seconds["decode"], priced["decode_s"], rtol=1e-9)
+    seconds["decode"] = seconds["decode"] / np.array([1.0, 1.0, 1.0, 1.2, 1.2, 0.5])
+    found = validation.model_agreement(model, validation.TimedModels(configs, devices.WORKLOAD, seconds, quiet))
+    assert found["by_phase"]["vision"] == pytest.approx(
+        {"within_10_percent": 1.0, "mape": 0.0, "worst": 0.0, "spearman": 1.0}
+    )
+    assert found["by_phase"]["decode"]["within_10_percent"] == 0.5
+    assert found["by_phase"]["decode"]["worst"] == pytest.approx(0.5)
+    assert found["within_10_percent"] == pytest.approx(15 / 18)
+    assert found["undisturbed"] == pytest.approx(5 / 6)
+    assert [one["id"] for one in found["each"]] == [config.id for config in configs]
+
+
 def test_one_scale_takes_the_factor_away_and_nothing_else() -> None:
     measured_s = np.array([1.0, 2.0, 4.0, 8.0])
     error = validation.scaled_error(3.0 * measured_s, measured_s)

@@ -31,7 +31,6 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python experiments/benchmarks/speed.py
-	$(BIN)/python experiments/benchmarks/schedules.py
 	$(BIN)/python experiments/benchmarks/proxies.py
 
 clean:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.tiles import Machine, Tiling, tiling
+from cost_models.tiles import Machine, Tiling, takes_dots, tiling
 from hardware_profiles import Profile
 from search_spaces import Kernel, KernelKind
 
@@ -53,18 +53,29 @@ class Core:
         return np.array(terms), np.array(features)
 
 
-def family(kernel: Kernel) -> str:
+def family(kernel: Kernel, machine: Machine) -> str:
     """Kernels that one code path computes: they share prices and a process."""
     words = [kernel.kind.value, kernel.op]
     if kernel.kind is KernelKind.LINEAR:
         words.append("one row" if kernel.m == 1 else "")
-    if kernel.kind in (KernelKind.SCORES, KernelKind.VALUES):
+    if kernel.kind is KernelKind.SCORES:
+        words.append("few rows" if takes_dots(kernel.m, kernel.k, machine) else "")
+    if kernel.kind is KernelKind.VALUES:
         words.append("few rows" if kernel.m <= 4 else "")
     if kernel.kind is KernelKind.CONV:
         words.append("patches" if kernel.window == kernel.stride else "")
     if kernel.precision.value != "fp32":
         words.append(kernel.precision.value)
     return " ".join(filter(None, words))
+
+
+#: Kernels with fewer bytes of weights are timed with these in a cache (see timing.py), those with more from memory.
+_TIMED_IN_CACHE = 2**20
+
+
+def cached_weight_bytes(kernel: Kernel) -> float:
+    """Weights that a call reads, where the kernel's own seconds say what that takes from a cache, not from memory."""
+    return kernel.weight_bytes if kernel.weight_bytes < _TIMED_IN_CACHE else 0.0
 
 
 def traffic_bytes(kernel: Kernel, tiles: Tiling, core: Core) -> list[float]:

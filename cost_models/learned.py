@@ -5,8 +5,8 @@ vector multiply-add, of a tile, of bytes from each cache; see features.py), then
 what is left. Stored as JSON in the profile's folder, beside the error on kernels that a fold had not seen.
 
 A whole program takes longer than its kernels: it checks inputs, makes views and hands out outputs. That overhead is
-fitted by phase on whole compiled programs (`fit_overheads`): a constant, a price a call, and a share of the kernels'
-own time.
+fitted by phase on whole compiled programs (`fit_overheads`): a constant, a price a call, a share of the kernels' own
+time, and a price a byte of weights where a program has more of these than a last cache keeps from run to run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ LEAST_OF_FAMILY = 8
 FOLDS = 5
 #: No call of a kernel is quicker than this.
 LEAST_S = 5e-8
-_VERSION = 2
+_VERSION = 3
+#: Shares of the last cache that may keep a program's weights from run to run: activations and neighbours have the rest.
+_KEPT_PARTS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 
 Array = NDArray[np.float64]
 
@@ -59,12 +61,38 @@ class PredictorError:
 
 @dataclass(frozen=True, slots=True)
 class TimedProgram:
-    """A phase's program timed whole: its seconds, and how many kernels it calls that take `kernels_s` on their own."""
+    """A phase's program timed whole: its seconds, and how many kernels it calls that take `kernels_s` on their own.
+
+    `weight_bytes` are those that these kernels were timed with in a cache (`features.cached_weight_bytes`).
+    """
 
     phase: Phase
     latency_s: float
     kernels_s: float
     calls: int
+    weight_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Overhead:
+    """What a phase's program takes beside its kernels; `kept_bytes` of weights stay in a cache from run to run."""
+
+    fixed_us: float = 0.0
+    call_us: float = 0.0
+    share: float = 0.0
+    us_per_mib: float = 0.0
+    kept_bytes: float = 1.0
+
+    def seconds(self, calls: Amount, kernels_s: Amount, weight_bytes: Amount) -> Amount:
+        streamed = _streamed_bytes(weight_bytes, self.kept_bytes)
+        beside: Amount = (self.fixed_us + calls * self.call_us + streamed * (self.us_per_mib / 2**20)) * 1e-6
+        return beside + kernels_s * self.share
+
+
+def _streamed_bytes(weight_bytes: Amount, kept_bytes: float) -> Amount:
+    """Weights read from memory: none of up to `kept_bytes`, all of twice as many, since each run reads all in turn."""
+    streamed: Amount = weight_bytes * np.clip(weight_bytes / kept_bytes - 1.0, 0.0, 1.0)
+    return streamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +117,7 @@ class LearnedModel:
         core: Core,
         families: Mapping[str, Callable[[], _Family]],
         error: PredictorError,
-        overheads: Mapping[str, Sequence[float]] | None = None,
+        overheads: Mapping[str, _Overhead] | None = None,
     ) -> None:
         self.profile, self.error = profile, error
         self._rows, self._core, self._families = rows, core, families
@@ -114,12 +142,13 @@ class LearnedModel:
             fitted_on = list(rows)[: stored["rows"]]
             if len(fitted_on) < stored["rows"]:
                 raise ValueError(f"it was fitted on {stored['rows']} kernels, but the table has {len(rows)}")
-            members = _members(fitted_on)
+            members = _members(fitted_on, core.machine)
             families = {
                 name: _later(parts, [fitted_on[i] for i in members.get(name, [])], core)
                 for name, parts in stored["families"].items()
             }
-            return cls(profile, rows, core, families, PredictorError(**stored["error"]), stored["overheads"])
+            overheads = {phase: _Overhead(**found) for phase, found in stored["overheads"].items()}
+            return cls(profile, rows, core, families, PredictorError(**stored["error"]), overheads)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CostError(
                 f"{path}: not a predictor of this release ({error}); delete it, and `nas device measure "
@@ -165,19 +194,15 @@ class LearnedModel:
 
     def fit_overheads(self, programs: Sequence[TimedProgram]) -> None:
         """Fit overheads by phase, on relative error, to programs that were timed whole; `save` stores them."""
-        from scipy.optimize import nnls
-
         for phase in sorted({program.phase for program in programs}):
-            timed = [program for program in programs if program.phase is phase]
-            whole = np.array([program.latency_s for program in timed])
-            beside = np.maximum(whole - [program.kernels_s for program in timed], 0.0)
-            terms = np.array([(1e-6, program.calls * 1e-7, program.kernels_s) for program in timed])
-            self._overheads[phase.value] = nnls(terms / whole[:, None], beside / whole)[0].tolist()
+            self._overheads[phase.value] = _fit_overhead(
+                [program for program in programs if program.phase is phase], self._core.cache_bytes[-1]
+            )
 
-    def overhead_s(self, phase: Phase, calls: Amount, kernels_s: Amount) -> Amount:
+    def overhead_s(self, phase: Phase, calls: Amount, kernels_s: Amount, weight_bytes: Amount) -> Amount:
         """As `CostModel.overhead_s`."""
-        fixed, a_call, share = self._overheads.get(phase.value, (0.0, 0.0, 0.0))
-        return fixed * 1e-6 + calls * (a_call * 1e-7) + kernels_s * share
+        found = self._overheads.get(phase.value)
+        return found.seconds(calls, kernels_s, weight_bytes) if found else kernels_s * 0.0
 
     def told(self) -> str:
         """The predictor and its held-out error in a few words."""
@@ -206,7 +231,7 @@ class LearnedModel:
             "rows": len(self._rows),
             "machine": asdict(self._core.machine),
             "error": asdict(self.error),
-            "overheads": self._overheads,
+            "overheads": {phase: asdict(found) for phase, found in self._overheads.items()},
             "families": families,
         }
         path = _predictor_path(self.profile)
@@ -220,7 +245,8 @@ class LearnedModel:
         unseen = np.flatnonzero(seconds == 0.0)
         if len(unseen):
             asked = [kernels[int(i)] for i in unseen]
-            seconds[unseen] = np.maximum(self._predicted_s(asked), [least_s(kernel, self.profile) for kernel in asked])
+            predicted = np.maximum(self._predicted_s(asked), [least_s(kernel, self.profile) for kernel in asked])
+            seconds[unseen] = _reproducible(predicted)
         return seconds
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
@@ -232,7 +258,7 @@ class LearnedModel:
         if self._basis is not Basis.PREDICTED:
             return np.full(len(kernels), np.nan)
         result = np.zeros(len(kernels))
-        for name, members in _members(kernels).items():
+        for name, members in _members(kernels, self._core.machine).items():
             found = self._families[name]() if name in self._families else None
             if found is None or found.process is None:
                 result[members] = 1.0
@@ -240,7 +266,7 @@ class LearnedModel:
             unseen = [i for i in members if kernels[i] not in self._rows]
             if unseen:
                 _, features = self._core.matrices([kernels[i] for i in unseen])
-                result[unseen] = found.process.deviation(features)
+                result[unseen] = _reproducible(found.process.deviation(features))
         result *= self.error.deviation_scale
         for index, kernel in enumerate(kernels):
             if kernel in self._rows:
@@ -249,7 +275,7 @@ class LearnedModel:
 
     def _predicted_s(self, kernels: Sequence[Kernel], missing: float | None = None) -> Array:
         seconds = np.empty(len(kernels))
-        for name, members in _members(kernels).items():
+        for name, members in _members(kernels, self._core.machine).items():
             if name not in self._families:
                 if missing is None:
                     known = ", ".join(sorted(self._families))
@@ -266,11 +292,11 @@ class LearnedModel:
 _UNKNOWN = PredictorError(0, 0.0, 0.0, 0.0)
 
 
-def _members(kernels: Sequence[Kernel]) -> dict[str, list[int]]:
+def _members(kernels: Sequence[Kernel], machine: Machine) -> dict[str, list[int]]:
     """Positions of each family's kernels."""
     members: dict[str, list[int]] = {}
     for index, kernel in enumerate(kernels):
-        members.setdefault(family(kernel), []).append(index)
+        members.setdefault(family(kernel, machine), []).append(index)
     return members
 
 
@@ -280,7 +306,7 @@ def _fit_families(
     from scipy.optimize import nnls
 
     families: dict[str, Callable[[], _Family]] = {}
-    for name, members in sorted(_members(kernels).items()):
+    for name, members in sorted(_members(kernels, core.machine).items()):
         terms, features = core.matrices([kernels[i] for i in members])
         seconds = latency_s[members]
         prices = nnls(terms / seconds[:, None], np.ones(len(seconds)))[0]  # relative error: every kernel counts alike
@@ -289,6 +315,32 @@ def _fit_families(
         fitted = _Family(prices, GaussianProcess.fit(features, left, seed) if enough else None)
         families[name] = partial(_same, fitted)
     return families
+
+
+def _fit_overhead(programs: Sequence[TimedProgram], last_cache_bytes: float) -> _Overhead:
+    """Non-negative prices on relative error, for the share of the last cache that leaves least of it."""
+    from scipy.optimize import nnls
+
+    whole = np.array([program.latency_s for program in programs])
+    kernels_s = np.array([program.kernels_s for program in programs])
+    calls = np.array([float(program.calls) for program in programs])
+    weight_bytes = np.array([program.weight_bytes for program in programs])
+    beside = np.maximum(whole - kernels_s, 0.0)
+    best, least = _Overhead(), float("inf")
+    for part in _KEPT_PARTS:
+        kept_bytes = last_cache_bytes * part
+        streamed = _streamed_bytes(weight_bytes, kept_bytes) / 2**20
+        terms = np.array([np.full(len(whole), 1e-6), calls * 1e-6, kernels_s, streamed * 1e-6]).T
+        prices, left = nnls(terms / whole[:, None], beside / whole)
+        if left < least * (1 - 1e-9):
+            fixed, call, share, per_mib = (float(f"{price:.9g}") for price in prices)
+            best, least = _Overhead(fixed, call, share, per_mib, kept_bytes), left
+    return best
+
+
+def _reproducible(values: Array) -> Array:
+    """To seven digits: what lies behind them hangs on where arrays lie in memory, and differs from run to run."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def _same(found: _Family) -> _Family:

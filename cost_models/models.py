@@ -26,10 +26,11 @@ class CostModel(Protocol):
     def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
         """Seconds of one run of each kernel, (len(kernels),); a kernel that it cannot price raises CostError."""
 
-    def overhead_s(self, phase: Phase, calls: Amount, kernels_s: Amount) -> Amount:
+    def overhead_s(self, phase: Phase, calls: Amount, kernels_s: Amount, weight_bytes: Amount) -> Amount:
         """Seconds that a phase's program takes beside `calls` kernels of `kernels_s` in all; 0 where unknown.
 
-        Inputs, outputs, views, memory. The projector is part of the program of the phase vision.
+        Inputs, outputs, views, memory, and weights (`features.cached_weight_bytes` of all its kernels) that its caches
+        do not keep. The projector is part of the program of the phase vision.
         """
 
     def deviations(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 
 from search_spaces import Kernel, KernelKind
 
+#: Sums of a depthwise tile on an out-of-order NEON core.
+_NEON_WINDOW = 14
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One core's vector unit: `lanes` fp32 values a register, `registers` of them."""
+    """One core's vector unit: `lanes` fp32 values a register, `registers` of them; an in-order core likes small tiles.
+
+    The rules below are within 5 % of an exhaustive search of tiles by counted cycles, but for a few depthwise ones
+    (experiments/benchmarks/tiles.py).
+    """
 
     lanes: int
     registers: int
+    in_order: bool = False
 
     @property
     def accumulators(self) -> int:
@@ -58,9 +66,10 @@ def row_tile(rows: int, limit: int) -> int:
     return min(range(1, max(limit, 1) + 1), key=lambda tile: (-(-rows // tile) * (tile + 1.0), -tile))
 
 
-def product_tile(rows: int, vectors: int, machine: Machine, most_rows: int = 14) -> tuple[int, int]:
+def product_tile(rows: int, vectors: int, machine: Machine) -> tuple[int, int]:
     """Choose (tile rows, tile vectors): enough sums in flight to hide the latency of a multiply-add."""
-    enough = 8 if machine.lanes == 16 else 12
+    most_rows = 4 if machine.in_order else 14
+    enough = 8 if machine.lanes == 16 else 16 if machine.in_order and machine.lanes > 1 else 12
     best = (row_tile(rows, min(machine.accumulators, most_rows)), 1)
     for wide in (w for w in (2, 3, 4, 6, 8) if vectors % w == 0):
         narrow_enough = machine.lanes < 16 and best[1] < 2
@@ -73,19 +82,25 @@ def product_tile(rows: int, vectors: int, machine: Machine, most_rows: int = 14)
 def values_tile(m: int, n: int, machine: Machine) -> tuple[int, int]:
     """Choose (tile rows, tile vectors) of an attention product with V, which is not packed."""
     columns = n // vector_width(n, machine.lanes)
-    vectors = max(v for v in range(1, 7) if columns % v == 0)
-    return row_tile(m, min(machine.accumulators // vectors, 14)), vectors
+    most_rows, most_vectors = (4, 4 if machine.lanes > 1 else 3) if machine.in_order else (14, 6)
+    vectors = max(v for v in range(1, most_vectors + 1) if columns % v == 0)
+    return row_tile(m, min(machine.accumulators // vectors, most_rows)), vectors
 
 
 def window_tile(out_x: int, n: int, machine: Machine) -> tuple[int, int]:
     """Choose (tile pixels, tile vectors) of a kernel whose channels do not mix."""
     columns = n // vector_width(n, machine.lanes)
-    return row_tile(out_x, 8), max(v for v in (1, 2, 3, 4) if columns % v == 0) if out_x == 1 else 1
+    pixels = row_tile(out_x, 1 if machine.in_order else 8)
+    most_vectors = 4 if out_x == 1 else _NEON_WINDOW // pixels if machine.lanes == 4 and not machine.in_order else 1
+    return pixels, max(v for v in (1, 2, 3, 4) if columns % v == 0 and v <= max(most_vectors, 1))
 
 
 def takes_dots(m: int, k: int, machine: Machine) -> bool:
-    """Whether scores of few queries are dot products along the head width: packing K would cost more."""
-    return m <= 4 and vector_width(k, machine.lanes) >= 4
+    """Whether scores of few queries are dot products along the head width: packing K would cost more.
+
+    Timed on Zen 4 (dots take 0.3 to 1.0 of the time up to 16 queries); counted on AVX2 and NEON cores.
+    """
+    return m <= machine.lanes and vector_width(k, machine.lanes) >= 4
 
 
 def tiling(kernel: Kernel, machine: Machine) -> Tiling:

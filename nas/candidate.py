@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cost_models.cost import Cost, Memory, RequestCost
 from cost_models.energy import energy_j
+from cost_models.features import cached_weight_bytes
 from cost_models.memory import Live, live, merge
 from cost_models.models import CostModel
 from hardware_profiles import Basis
@@ -29,6 +30,7 @@ class _Part(NamedTuple):
     basis: Basis
     peak_bytes: float
     calls: int
+    weight_bytes: float  # as `CostModel.overhead_s` asks
     parameters: int
 
 
@@ -38,6 +40,7 @@ class _Group(NamedTuple):
     latency_s: float
     timed_s: float
     basis: Basis
+    weight_bytes: float
     live: Live
 
 
@@ -68,14 +71,16 @@ class Pricer:
         vision_at, projector_at, language_at = self._indices(configs)
         at = (vision_at, projector_at, language_at, language_at)
         table = [
-            np.array([(part.latency_s, part.calls, part.peak_bytes, part.parameters) for part in parts])[where].T
+            np.array(
+                [(part.latency_s, part.calls, part.weight_bytes, part.peak_bytes, part.parameters) for part in parts]
+            )[where].T
             for parts, where in zip(self._parts, at, strict=True)
         ]
-        seconds, calls, peak_bytes, parameters = np.array(table).transpose(1, 0, 2)  # each (parts, configs)
+        seconds, calls, read, peak_bytes, parameters = np.array(table).transpose(1, 0, 2)  # each (parts, configs)
         overhead_s = self.model.overhead_s
-        vision = seconds[0] + overhead_s(Phase.VISION, calls[0] + calls[1], seconds[0] + seconds[1])
-        prefill = seconds[2] + overhead_s(Phase.PREFILL, calls[2], seconds[2])
-        decode = seconds[3] + overhead_s(Phase.DECODE, calls[3], seconds[3])
+        vision = seconds[0] + overhead_s(Phase.VISION, calls[0] + calls[1], seconds[0] + seconds[1], read[0] + read[1])
+        prefill = seconds[2] + overhead_s(Phase.PREFILL, calls[2], seconds[2], read[2])
+        decode = seconds[3] + overhead_s(Phase.DECODE, calls[3], seconds[3], read[3])
         whole = parameters[:3].sum(0)
         weights = whole * np.array([config.precision.bytes for config in configs])
         cache = np.array([config.kv_cache_bytes(self.workload) for config in configs])
@@ -127,6 +132,7 @@ class Pricer:
             basis=Basis.weakest(*(group.basis for group, _, _ in groups)),
             peak_bytes=merge(group.live for group, _, _ in groups).peak_bytes,
             calls=sum(count * kernels for _, count, kernels in groups),
+            weight_bytes=sum(group.weight_bytes * count for group, count, _ in groups),
             parameters=parameters,
         )
 
@@ -141,6 +147,7 @@ class Pricer:
                 sum(seconds[kernel] for kernel in group),
                 sum(seconds[kernel] for kernel in group if basis[kernel] is Basis.MEASURED),
                 Basis.weakest(*(basis[kernel] for kernel in group)),
+                sum(map(cached_weight_bytes, group)),
                 live(group),
             )
 
@@ -154,18 +161,23 @@ class Pricer:
             max(part.peak_bytes for part in parts),
         )
         return RequestCost(
-            # the program of the phase vision holds the projector too
-            self._cost(vision, Phase.VISION, vision.calls + projector.calls, vision.latency_s + projector.latency_s),
+            self._cost(vision, Phase.VISION, projector),  # the program of the phase vision holds the projector too
             self._cost(projector),
-            self._cost(prefill, Phase.PREFILL, prefill.calls, prefill.latency_s),
-            self._cost(decode, Phase.DECODE, decode.calls, decode.latency_s),
+            self._cost(prefill, Phase.PREFILL),
+            self._cost(decode, Phase.DECODE),
             memory,
             self.workload.new_tokens,
             parameters=parameters,
         )
 
-    def _cost(self, part: _Part, phase: Phase | None = None, calls: int = 0, kernels_s: float = 0.0) -> Cost:
-        overhead_s = self.model.overhead_s(phase, calls, kernels_s) if phase else 0.0
+    def _cost(self, part: _Part, phase: Phase | None = None, *more: _Part) -> Cost:
+        overhead_s = 0.0
+        if phase:
+            calls, seconds, weight_bytes = (
+                sum(amounts)
+                for amounts in zip(*((p.calls, p.latency_s, p.weight_bytes) for p in (part, *more)), strict=True)
+            )
+            overhead_s = self.model.overhead_s(phase, calls, seconds, weight_bytes)
         latency_s = part.latency_s + overhead_s
         basis = Basis.weakest(part.basis, Basis.PREDICTED) if overhead_s else part.basis
         return Cost(latency_s, energy_j(latency_s, self.model.profile), part.timed_s, basis)

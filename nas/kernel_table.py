@@ -193,6 +193,7 @@ class StoredProgram:
 
     def parts(self, model: LearnedModel) -> list[TimedProgram]:
         """Each graph beside what its kernels take on their own."""
+        from cost_models.features import cached_weight_bytes
         from cost_models.learned import TimedProgram
 
         found = []
@@ -200,7 +201,8 @@ class StoredProgram:
             counted = [item for phase in phases for item in self.config.kernels(phase, self.workload)]
             kernels, counts = zip(*counted, strict=True)
             alone_s = float(model.latencies_s(kernels) @ counts)
-            found.append(TimedProgram(phases[0], self.seconds[graph], alone_s, sum(counts)))
+            weight_bytes = sum(count * cached_weight_bytes(kernel) for kernel, count in counted)
+            found.append(TimedProgram(phases[0], self.seconds[graph], alone_s, sum(counts), weight_bytes))
         return found
 
 
@@ -269,11 +271,11 @@ def timed_configs(
 
 
 def _spread_configs(space: SearchSpace, workload: Workload, profile: Profile, count: int, seed: int) -> list[VLMConfig]:
-    """`count` sampled configs from the smaller half of what is drawn to middling: a program's overhead shows there."""
+    """`count` sampled configs of all sizes alike."""
     rng, pricer = random.Random(seed), Pricer(RooflineModel(profile), workload)
-    drawn = [space.decode(space.sample(rng)) for _ in range(7 * count)]
+    drawn = [space.decode(space.sample(rng)) for _ in range(5 * count)]
     drawn.sort(key=lambda config: pricer.price(config).latency_s)
-    return drawn[: 4 * count : 4]
+    return drawn[2::5]
 
 
 def _programs_path(profile: Profile) -> Path:

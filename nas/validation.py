@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import table
+from cost_models.features import cached_weight_bytes
 from cost_models.learned import LearnedModel
 from cost_models.models import CostModel
 from hardware_profiles import Profile
@@ -147,7 +148,8 @@ def graph_seconds(model: CostModel, timed: TimedModels, graph: str) -> Array:
         counted = [item for phase in phases for item in config.kernels(phase, timed.workload)]
         kernels, counts = zip(*counted, strict=True)
         alone_s = float(model.latencies_s(kernels) @ np.array(counts))
-        seconds.append(alone_s + model.overhead_s(phases[0], sum(counts), alone_s))
+        weight_bytes = sum(count * cached_weight_bytes(kernel) for kernel, count in counted)
+        seconds.append(alone_s + model.overhead_s(phases[0], sum(counts), alone_s, weight_bytes))
     return np.array(seconds)
 
 

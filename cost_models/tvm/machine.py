@@ -1,4 +1,4 @@
-"""What the schedules need to know of a processor core: the width of its vectors and how many of them it holds."""
+"""What the schedules need to know of a processor core: its vectors, how many of them it holds, and its order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tvm.target import Target, codegen
 
 from cost_models.errors import CostError
 from cost_models.tiles import Machine
+from hardware_profiles.cores import core_types
 
 
 def host_cpu() -> str:
@@ -24,18 +25,23 @@ def tvm_target(target: Mapping[str, object]) -> Target:
 
 
 def machine_of(target: Target) -> Machine:
-    """Read the vector unit off a target's feature flags (TVM's own vector width is wrong for x86 without AVX-512)."""
+    """Read the vector unit off a target's feature flags (TVM's own vector width is wrong for x86 without AVX-512).
+
+    A core that cores.yaml does not know is taken for an out-of-order one.
+    """
     features, triple = _features(target), str(target.attrs.get("mtriple", ""))
+    core = core_types().get(str(target.attrs.get("mcpu", "")))
+    in_order = core is not None and core.in_order
     if "avx512f" in features:
-        return Machine(lanes=16, registers=32)
+        return Machine(16, 32)
     if "avx" in features:
-        return Machine(lanes=8, registers=16)
+        return Machine(8, 16)
     if triple.startswith(("aarch64", "arm64")):
-        return Machine(lanes=4, registers=32)
+        return Machine(4, 32, in_order)
     if triple.startswith("riscv"):
         lanes = 8 if "zvl256b" in features else 4 if "v" in features else 1
-        return Machine(lanes=lanes, registers=32)
-    return Machine(lanes=4, registers=16)
+        return Machine(lanes, 32, in_order)
+    return Machine(4, 16)
 
 
 def _features(target: Target) -> frozenset[str]:

@@ -19,6 +19,8 @@ from cost_models.tiles import Machine, panels, product_tile, takes_dots, values_
 #: FuseOps' pattern kinds (tvm/relax/op_attr_types.h).
 OUT_ELEMENTWISE_FUSABLE = 4
 OPAQUE = 8
+#: Cache lines between the weights that a product reads and those that it asks for: tried from 16 to 512 on Zen 4.
+LINES_AHEAD = 256
 
 
 def _clamped(index: Expr, extent: int, tile: int) -> Expr:
@@ -31,6 +33,12 @@ def _padded(extent: int, tile: int) -> int:
 
 def _annotations(rows: int, vectors: int, width: int) -> dict[str, int]:
     return {"tile_rows": rows, "tile_vectors": vectors, "vector": width}
+
+
+def _lines_ahead(rows: int, weights: te.Tensor) -> dict[str, int]:
+    """How far ahead to ask for packed weights, a line each term and vector; few rows wait for memory either way."""
+    size_bytes = 4 * math.prod(int(size) for size in weights.shape)
+    return {"lines_ahead": LINES_AHEAD} if rows > 4 and size_bytes > 64 * LINES_AHEAD else {}
 
 
 def _function(arguments: list[te.Tensor]) -> PrimFunc:
@@ -57,7 +65,7 @@ def linear(lead: tuple[int, ...], n: int, k: int, machine: Machine) -> PrimFunc:
             axis=axis,
         ),
         name="product",
-        attrs=_annotations(rows, vectors, lanes),
+        attrs=_annotations(rows, vectors, lanes) | _lines_ahead(rows, w),
     )
     out = te.compute((*lead, n), lambda *index: product[index[at], index[-1]], name="out")
     return _function([x, w, out])
@@ -218,7 +226,7 @@ def conv(
             axis=[channel, dy, dx] if channels_first else [dy, dx, channel],
         ),
         name="product",
-        attrs=_annotations(rows, vectors, lanes),
+        attrs=_annotations(rows, vectors, lanes) | ({} if channels_first else _lines_ahead(rows, w)),
     )
     out = te.compute((1, out_y, out_x, n), lambda _, y, z, j: product[y, z, j], name="out")
     return _function([x, w, out])

@@ -83,7 +83,7 @@ def test_features_of_every_kernel_a_space_draws_are_finite() -> None:
     assert np.isfinite(terms).all()
     assert (terms >= 0).all()
     assert np.isfinite(features).all()
-    assert len({family(kernel) for kernel in drawn}) >= 20
+    assert len({family(kernel, MACHINE) for kernel in drawn}) >= 20
 
 
 def test_drawn_and_wide_kernels_are_distinct_and_repeatable() -> None:
@@ -136,8 +136,8 @@ def test_unseen_kernels_are_predicted_and_the_stated_error_is_true(fitted: Learn
 
 def test_a_stored_predictor_says_the_same(fitted: LearnedModel) -> None:
     unseen = wide_kernels(60, 5)
-    families = {family(kernel) for kernel in table.read(fitted.profile.kernels_csv)}
-    unseen = [kernel for kernel in unseen if family(kernel) in families]
+    families = {family(kernel, MACHINE) for kernel in table.read(fitted.profile.kernels_csv)}
+    unseen = [kernel for kernel in unseen if family(kernel, MACHINE) in families]
     read = LearnedModel.of(fitted.profile)
     np.testing.assert_allclose(read.latencies_s(unseen), fitted.latencies_s(unseen), rtol=1e-3)
     assert read.error == fitted.error
@@ -164,15 +164,19 @@ def test_predictions_from_estimates_are_no_stronger_than_these(fitted: LearnedMo
 
 
 def test_overheads_are_those_of_whole_programs(fitted: LearnedModel) -> None:
-    rng = np.random.default_rng(0)
+    rng, kept = np.random.default_rng(0), fitted.profile.caches.l2_bytes.value / 2
     programs = []
-    for _ in range(30):
+    for _ in range(40):
         calls, kernels_s = int(rng.integers(10, 100)), float(rng.uniform(1e-5, 1e-3))
-        whole_s = 3e-6 + 1e-7 * calls + 1.05 * kernels_s
-        programs.append(TimedProgram(Phase.DECODE, whole_s, kernels_s, calls))
+        weight_bytes = float(rng.uniform(0.1, 4.0)) * kept
+        streamed = weight_bytes * min(max(weight_bytes / kept - 1.0, 0.0), 1.0)
+        whole_s = 3e-6 + 1e-7 * calls + 1.05 * kernels_s + streamed / 5e9
+        programs.append(TimedProgram(Phase.DECODE, whole_s, kernels_s, calls, weight_bytes))
     fitted.fit_overheads(programs)
-    assert fitted.overhead_s(Phase.DECODE, 50, 1e-4) == pytest.approx(3e-6 + 5e-6 + 5e-6, rel=1e-3)
-    assert fitted.overhead_s(Phase.VISION, 50, 1e-4) == 0.0
-    many = fitted.overhead_s(Phase.DECODE, np.array([50.0, 60.0]), np.array([1e-4, 1e-4]))
+    small_s = fitted.overhead_s(Phase.DECODE, 50, 1e-4, kept)
+    assert small_s == pytest.approx(3e-6 + 5e-6 + 5e-6, rel=1e-3)
+    assert fitted.overhead_s(Phase.DECODE, 50, 1e-4, 3 * kept) == pytest.approx(small_s + 3 * kept / 5e9, rel=1e-3)
+    assert fitted.overhead_s(Phase.VISION, 50, 1e-4, kept) == 0.0
+    many = fitted.overhead_s(Phase.DECODE, np.array([50.0, 60.0]), np.array([1e-4, 1e-4]), np.array([0.0, 0.0]))
     assert many.shape == (2,)
     assert many[0] < many[1]

@@ -12,7 +12,8 @@ from hardware_profiles import Basis
 from search_spaces import Kernel, KernelKind, Precision
 
 _SHAPE = ("m", "n", "k", "batch", "window", "stride")
-_COLUMNS = ("kind", *_SHAPE, "op", "epilogue", "precision", "latency_s", "repeat_s", "basis")
+#: The columns of a table, in order.
+COLUMNS = ("kind", *_SHAPE, "op", "epilogue", "precision", "latency_s", "repeat_s", "basis")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,10 @@ def append(path: Path, row: TableRow) -> None:
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if fresh:
-            writer.writerow(_COLUMNS)
+            writer.writerow(COLUMNS)
         numbers = {"latency_s": f"{row.latency_s:.6e}", "repeat_s": f"{row.repeat_s:.6e}", "basis": row.basis.value}
         written = cells(row.kernel) | numbers
-        writer.writerow([written[name] for name in _COLUMNS])
+        writer.writerow([written[name] for name in COLUMNS])
 
 
 def cells(kernel: Kernel) -> dict[str, str]:
@@ -78,11 +79,11 @@ def read(path: Path) -> dict[Kernel, TableRow]:
     rows: dict[Kernel, TableRow] = {}
     for number, cells in enumerate(csv.reader(whole), start=1):
         if number == 1:
-            if tuple(cells) != _COLUMNS:
-                raise CostError(f"{path}: the first line must be {','.join(_COLUMNS)}")
+            if tuple(cells) != COLUMNS:
+                raise CostError(f"{path}: the first line must be {','.join(COLUMNS)}")
             continue
         try:
-            row = _row(dict(zip(_COLUMNS, cells, strict=True)))
+            row = _row(dict(zip(COLUMNS, cells, strict=True)))
         except ValueError as error:
             raise CostError(f"{path}, line {number}: {error}") from None
         rows[row.kernel] = row

@@ -264,6 +264,67 @@ Space = Annotated[str, typer.Option(help="The space whose kernels are drawn.")]
 Seed = Annotated[int, typer.Option(min=0, help="What is drawn.")]
 
 
+@device_app.command("new")
+def device_new(
+    name: Annotated[str, typer.Argument(help="The new device's name, e.g. my-board.")],
+    core: Annotated[str | None, typer.Option(help="Type of its fastest cores, e.g. cortex-a76.")] = None,
+    like: Annotated[str | None, typer.Option(help="A device to start from instead, e.g. jetson-orin-nano.")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="How many of these cores.")] = None,
+    clock_ghz: Annotated[float | None, typer.Option(min=0.01, help="Their clock.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(min=0.01, help="Memory, in GiB.")] = None,
+    bandwidth_gb_s: Annotated[float | None, typer.Option(min=0.01, help="Memory bandwidth, in 10^9 bytes/s.")] = None,
+    title: Annotated[str | None, typer.Option(help="What people call it.")] = None,
+    chip: Annotated[str | None, typer.Option(help="Its system on a chip.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Describe your own device by what its box says; it is priced at once."""
+    from nas import devices, screen
+
+    if core is None and like is None:
+        core = _asked("core type, e.g. cortex-a76", "--core", str)
+    if like is None:
+        cores = cores or _asked("cores of that type", "--cores", int)
+        clock_ghz = clock_ghz or _asked("clock in GHz", "--clock-ghz", float)
+        memory_gb = memory_gb or _asked("memory in GiB", "--memory-gb", float)
+    found = devices.new(
+        name,
+        core,
+        like,
+        cores=cores,
+        clock_hz=clock_ghz and clock_ghz * 1e9,
+        memory_bytes=memory_gb and round(memory_gb * 2**30),
+        bandwidth_bytes_per_s=bandwidth_gb_s and bandwidth_gb_s * 1e9,
+        title=title,
+        chip=chip,
+    )
+    screen.show_device(found, as_json)
+
+
+def _asked(what: str, flag: str, kind: Any) -> Any:
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(f"give {flag} ({what})")
+    return typer.prompt(what, type=kind)
+
+
+@device_app.command("kit")
+def device_kit(
+    name: Annotated[str, typer.Argument(help="A device that runs Linux.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Archive to write.")] = Path("kit.tar"),
+    kernels: Annotated[int, typer.Option(min=10, help="Kernels to time, about.")] = 300,
+    space: Space = "tiny",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Pack compiled kernels with a runner that times them on a board without Python."""
+    from nas import devices, screen, workflow
+
+    found = devices.kit(workflow.device(name), space, kernels, seed, output)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.out.print(found["next"], markup=False, soft_wrap=True)
+
+
 @device_app.command("measure")
 def device_measure(
     name: Annotated[str, typer.Argument(help="host, or a device that runs a TVM RPC server.")],

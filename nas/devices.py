@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cost_models import table
-from hardware_profiles import Basis, Profile
+from hardware_profiles import Basis, Profile, load
 from hardware_profiles.catalog import own
 from nas.errors import NasError
 from nas.kernel_choice import drawn_kernels, wide_kernels
@@ -26,6 +27,36 @@ def space_named(name: str) -> Any:
     if name not in SPACES:
         raise unknown("space", name, SPACES)
     return SPACES[name]
+
+
+def new(name: str, core: str | None, like: str | None, **given: Any) -> dict[str, Any]:
+    """Write the profile of a new device, and its static table where cycles of its core come with the product.
+
+    `given` is as `hardware_profiles.new.create` takes it; without such cycles the device is priced by its sheet.
+    """
+    from hardware_profiles.new import create, template
+    from nas.estimate import estimate_from_shipped
+
+    if (core is None) == (like is None):
+        raise NasError("give --core, the type of the fastest cores, or --like, a device to start from, not both")
+    profile = create(name, load(like) if like else template(str(core)), **given)
+    estimate_from_shipped(profile)
+    return told(profile)
+
+
+def kit(profile: Profile, space: str, kernels: int, seed: int, path: Path) -> dict[str, Any]:
+    """Write a tar archive that times kernels on the board itself, and say what to do with it."""
+    from cost_models.tvm.kit import PROGRAM, RESULTS, write_kit
+
+    if profile.runs_on == "gpu":
+        raise NasError(f"{profile.name} computes on a GPU, which a kit does not time; see docs/rpc.md")
+    drawn = drawn_kernels(space_named(space), WORKLOAD, kernels, profile, seed)
+    write_kit(drawn, profile.tvm_target, profile.name, profile.title, path)
+    done = (
+        f"{path}: {len(drawn)} kernels; on the board: tar xf {path.name} && cd {profile.name}-kit && ./{PROGRAM}; "
+        f"then here: nas device calibrate {profile.name} --measurements {RESULTS}"
+    )
+    return {"kit": str(path), "kernels": len(drawn), "next": done}
 
 
 def measure(

@@ -1,18 +1,22 @@
 """Static tables of devices out of reach: kernels compiled for the target, their cycles counted, a predictor fitted.
 
 Counted cycles are kept in the user's data folder by target, core model and the code of the schedules: a killed run
-continues, and devices with the same core share them.
+continues, and devices with the same core share them. Those of the shipped devices come with the product
+(cost_models/cycles), so that a new device with such a core has its table in seconds and needs no LLVM tools.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import cost_models
 from cost_models import table
 from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
@@ -26,6 +30,8 @@ from nas.promotion import worker_pool
 from nas.search import Progress
 from search_spaces import Kernel
 
+#: Counted cycles that come with the product.
+CYCLES = Path(cost_models.__path__[0]) / "cycles"
 _CHUNK = 10
 _GPU_CHUNK = 24
 #: The predictor's features want tiles; on a GPU they say how sizes divide into warps, no more.
@@ -44,16 +50,24 @@ class Estimated:
 
 def estimate(profile: Profile, kernels: Sequence[Kernel], progress: Progress, processes: int = 2) -> Estimated:
     """Write the profile's table with basis static and fit its predictor; what the table held is replaced."""
-    from cost_models.tvm.machine import machine_of, tvm_target
-
     if profile.runs_on == "gpu":
         seconds, failed = _gpu_seconds(profile, kernels, progress)
-        machine = GPU_TILES
-    else:
-        counted, failed = count_cycles(profile, kernels, progress, processes)
-        machine = machine_of(tvm_target(profile.tvm_target))
-        found = static_seconds(counted, profile, machine).tolist()
-        seconds = {item.kernel: latency_s for item, latency_s in zip(counted, found, strict=True)}
+        return _store_table(profile, seconds, failed, GPU_TILES)
+    return _fill(profile, *count_cycles(profile, kernels, progress, processes))
+
+
+def _fill(profile: Profile, counted: Sequence[Counted], failed: dict[str, str]) -> Estimated:
+    from cost_models.tvm.machine import machine_of, tvm_target
+
+    machine = machine_of(tvm_target(profile.tvm_target))
+    found = static_seconds(counted, profile, machine).tolist()
+    seconds = {item.kernel: latency_s for item, latency_s in zip(counted, found, strict=True)}
+    return _store_table(profile, seconds, failed, machine)
+
+
+def _store_table(
+    profile: Profile, seconds: Mapping[Kernel, float], failed: dict[str, str], machine: Machine
+) -> Estimated:
     unfinished = profile.kernels_csv.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
     for kernel, latency_s in seconds.items():
@@ -100,14 +114,14 @@ def count_cycles(
     """Cycles of each kernel on the profile's core, and what failed with its reason."""
     from cost_models.tvm.mca import mca_path
 
-    mca_path()  # raises before an hour is spent
-    target = {name: value for name, value in profile.tvm_target.items() if name != "num-cores"}
+    target = described(profile)
     core = core_type(profile.llvm_cpu).mca
-    store = _Store(target, core)
+    store = Store(target, core)
     known = store.read()
     missing = [kernel for kernel in dict.fromkeys(kernels) if kernel not in known]
     failed: dict[str, str] = {}
     if missing:
+        mca_path()  # raises before an hour is spent
         chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
         done = 0
         progress("estimate", 0, len(missing), f"counting cycles of {profile.name}")
@@ -139,29 +153,68 @@ def _count(kernels: Sequence[Kernel], target: Mapping[str, object], core: str) -
         return [row for kernel in kernels for row in _count([kernel], target, core)]
 
 
-class _Store:
-    """Counted cycles on disk, a JSON line a kernel."""
+def shipped_counts(profile: Profile) -> list[Counted]:
+    """Cycles that come with the product for the profile's core and target; none where no shipped device has them."""
+    return list(Store(described(profile), core_type(profile.llvm_cpu).mca).shipped())
+
+
+def estimate_from_shipped(profile: Profile) -> Estimated | None:
+    """As `estimate`, of the kernels whose cycles come with the product; None where there are none for this core."""
+    counted = shipped_counts(profile)
+    if profile.runs_on == "gpu" or not counted:
+        return None
+    return _fill(profile, counted, {})
+
+
+def described(profile: Profile) -> dict[str, object]:
+    """The profile's TVM target but for its number of cores, which changes no kernel."""
+    return {name: value for name, value in profile.tvm_target.items() if name != "num-cores"}
+
+
+def _digest(*told: object) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Store:
+    """Counted cycles on disk, a JSON line a kernel: in the user's folder, and compressed with the product."""
 
     def __init__(self, target: Mapping[str, object], core: str) -> None:
-        told = json.dumps(
-            [dict(target), core, code_version("tvm/mca.py", "tvm/walk.py", "tvm/code.py")], sort_keys=True
-        )
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        self.path = user_devices().parent / "static" / f"{core}-{key}.jsonl"
+        self._stem = f"{core}-{_digest(dict(target))}"
+        self._name = f"{self._stem}-{code_version('tvm/mca.py', 'tvm/walk.py', 'tvm/code.py')}.jsonl"
+        self.path = user_devices().parent / "static" / self._name
 
     def read(self) -> dict[Kernel, Counted]:
-        return {item.kernel: item for item in self._lines()}
+        """What was counted of the schedules as they are."""
+        found = {item.kernel: item for item in self._lines(CYCLES / f"{self._name}.gz")}
+        return found | {item.kernel: item for item in self._lines(self.path)}
+
+    def shipped(self) -> Iterator[Counted]:
+        """What comes with the product, also where schedules have changed since."""
+        for path in self.shipped_files():
+            yield from self._lines(path)
+
+    def shipped_files(self) -> list[Path]:
+        """Files of the product with counts of this core and target."""
+        return sorted(CYCLES.glob(f"{self._stem}-*.jsonl.gz"))
 
     def append(self, item: Counted) -> None:
+        """Keep a count in the user's folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        cells: dict[str, Any] = {"kernel": table.cells(item.kernel), "cycles": item.cycles, "calls": item.runtime_calls}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cells) + "\n")
+            file.write(self.line(item))
 
-    def _lines(self) -> Iterator[Counted]:
-        if not self.path.is_file():
+    @staticmethod
+    def line(item: Counted) -> str:
+        """A count as a line of its file."""
+        cells: dict[str, Any] = {"kernel": table.cells(item.kernel), "cycles": item.cycles, "calls": item.runtime_calls}
+        return json.dumps(cells) + "\n"
+
+    def _lines(self, path: Path) -> Iterator[Counted]:
+        if not path.is_file():
             return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        packed = path.read_bytes()
+        text = (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode("utf-8")
+        for line in text.splitlines():
             try:
                 cells = json.loads(line)
                 yield Counted(table.kernel_of(cells["kernel"]), float(cells["cycles"]), int(cells["calls"]))

@@ -1,4 +1,4 @@
-"""Compiles whole programs, from torch or ONNX, to something that can be called, timed and exported."""
+"""Compiles whole programs, from torch, to something that can be called, timed and exported."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 import tvm
 from tvm import relax
 from tvm.ir import IRModule
-from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax.frontend.torch import from_exported_program
 
 from cost_models.errors import CostError
@@ -86,11 +84,6 @@ def compile_program(exported_program: torch.export.ExportedProgram, target: Mapp
         _decomposed(exported_program), keep_params_as_input=False, run_ep_decomposition=False
     )
     return compile_module(module, target)
-
-
-def compile_onnx(path: Path | str, target: Mapping[str, object]) -> CompiledProgram:
-    """Compile an ONNX model (opset 18, static shapes)."""
-    return compile_module(from_onnx(onnx.load(str(path)), keep_params_in_input=False), target)
 
 
 def compile_module(module: IRModule, target: Mapping[str, object]) -> CompiledProgram:

@@ -67,7 +67,10 @@ kernels = st.builds(
 )
 
 
-@given(kernels, st.sampled_from([Machine(4, 32), Machine(8, 16), Machine(16, 32), Machine(1, 32)]))
+MACHINES = [Machine(4, 32), Machine(8, 16), Machine(16, 32), Machine(1, 32), Machine(4, 32, True), Machine(1, 32, True)]
+
+
+@given(kernels, st.sampled_from(MACHINES))
 def test_tiles_cover_a_kernel_and_fit_into_registers(kernel: Kernel, machine: Machine) -> None:
     tiles = tiling(kernel, machine)
     assert tiles.row_tiles * tiles.rows >= kernel.m

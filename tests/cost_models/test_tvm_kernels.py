@@ -114,6 +114,8 @@ KERNELS = [
     Kernel(K.LINEAR, 37, 33, 31, epilogue=("relu",)),
     Kernel(K.LINEAR, 1, 192, 64, epilogue=("silu", "multiply")),
     Kernel(K.LINEAR, 1, 36, 50),
+    Kernel(K.LINEAR, 11, 192, 160, epilogue=("bias",)),  # asks for its weights ahead
+    Kernel(K.SCORES, 12, 45, 24, batch=2),
     Kernel(K.SCORES, 17, 23, 24, batch=3),
     Kernel(K.SCORES, 2, 41, 32, batch=2),
     Kernel(K.SCORES, 1, 9, 16),
@@ -201,13 +203,24 @@ def test_targets_of_other_kinds_raise() -> None:
         ({"kind": "llvm", "mcpu": "znver3"}, Machine(8, 16)),
         ({"kind": "llvm", "mcpu": "znver4"}, Machine(16, 32)),
         ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}, Machine(4, 32)),
+        ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}, Machine(4, 32, in_order=True)),
+        ({"kind": "llvm", "mtriple": "riscv64-linux-gnu", "mcpu": "sifive-u74", "mabi": "lp64d"}, Machine(1, 32, True)),
     ],
 )
 def test_vector_units_and_schedules_for_other_targets(target: dict[str, object], machine: Machine) -> None:
     assert machine_of(tvm_target(target)) == machine
-    module, made = chains.chain_module([(KERNELS[0], 1), (KERNELS[1], 1)], target)
-    assert len(made) == 2
+    single = Kernel(K.LINEAR, 1, 49, 3)  # a tile of one sum on a core without vectors
+    module, made = chains.chain_module([(KERNELS[0], 1), (KERNELS[1], 1), (single, 1)], target)
+    assert len(made) == 3
     assert chains.build(module, tvm_target(target)) is not None
+
+
+def test_products_of_many_rows_ask_for_large_weights_ahead() -> None:
+    asking = {
+        (rows, n): "llvm.prefetch" in str(chains.fused_kernel(Kernel(K.LINEAR, rows, n, 160), tvm_target(TARGET))[0])
+        for rows, n in ((1, 192), (4, 192), (16, 192), (16, 16))
+    }
+    assert asking == {(1, 192): False, (4, 192): False, (16, 192): True, (16, 16): False}
 
 
 class Network(nn.Module):

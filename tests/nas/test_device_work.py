@@ -14,10 +14,11 @@ import pytest
 from cost_models import table
 from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
-from cost_models.static import Counted
+from cost_models.static import Counted, static_seconds
 from cost_models.tiles import Machine, tiling
+from cost_models.tvm.machine import machine_of, tvm_target
 from cost_models.tvm.timing import KernelTiming
-from hardware_profiles import Basis, Profile, load
+from hardware_profiles import Basis, Profile, ProfileError, load
 from hardware_profiles.catalog import SHIPPED, own
 from nas import devices, estimate, validation
 from nas.candidate import Pricer
@@ -194,13 +195,44 @@ def test_one_scale_takes_the_factor_away_and_nothing_else() -> None:
 
 def test_counted_cycles_survive_a_kill_and_hang_on_the_code(data: Path) -> None:
     target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}
-    store = estimate._Store(target, "cortex-a72")
+    store = estimate.Store(target, "cortex-a72")
     kernel = Kernel(KernelKind.LINEAR, 3, 4, 5, epilogue=("bias", "gelu"))
     store.append(Counted(kernel, 123.5, 2))
     with store.path.open("a") as file:
         file.write('{"kernel": {"kind": "lin')
-    assert store.read() == {kernel: Counted(kernel, 123.5, 2)}
-    assert estimate._Store({**target, "mcpu": "cortex-a53"}, "cortex-a53").path != store.path
+    assert store.read()[kernel] == Counted(kernel, 123.5, 2)
+    assert estimate.Store({**target, "mcpu": "cortex-a53"}, "cortex-a53").path != store.path
+
+
+def test_cycles_of_shipped_devices_come_along_and_give_their_tables() -> None:
+    for name in ("raspberry-pi-4", "raspberry-pi-3b-plus", "visionfive-2"):
+        profile = load(name)
+        rows = table.read(profile.kernels_csv)
+        counted = estimate.shipped_counts(profile)
+        seconds = static_seconds(counted, profile, machine_of(tvm_target(profile.tvm_target)))
+        assert {item.kernel for item in counted} == rows.keys()
+        for item, latency_s in zip(counted, seconds.tolist(), strict=True):
+            assert rows[item.kernel].latency_s == pytest.approx(latency_s, rel=1e-5), item.kernel
+
+
+def test_a_new_device_is_priced_at_once_without_llvm(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    given = {"cores": 4, "clock_hz": 1.8e9, "memory_bytes": 8 * 2**30}
+    told = devices.new("my-pi-4", "cortex-a72", None, **given)
+    assert told["kernels"] == {"static": len(estimate.shipped_counts(load("raspberry-pi-4")))}
+    mine, like = load("my-pi-4"), load("raspberry-pi-4")
+    assert mine.cpu.clusters[0].clock_hz.basis is Basis.DATASHEET
+    assert mine.caches.l2_bytes.basis is Basis.ASSUMED
+    assert mine.caches.l2_bytes.source.startswith("as raspberry-pi-4: ")
+    kernel = Kernel(KernelKind.LINEAR, 64, 256, 256)
+    mine_s, like_s = (float(LearnedModel.of(profile).latencies_s([kernel])[0]) for profile in (mine, like))
+    assert like_s / 1.25 < mine_s < like_s  # 1.5 to 1.8 GHz, with the same memory
+    with pytest.raises(ProfileError, match="there is a device 'my-pi-4' already"):
+        devices.new("my-pi-4", "cortex-a72", None, **given)
+    with pytest.raises(ProfileError, match="did you mean 'cortex-a72'"):
+        devices.new("another", "cortex-a27", None, **given)
+    with pytest.raises(ProfileError, match="a name is lower-case"):
+        devices.new("../escape", "cortex-a72", None, **given)
 
 
 def test_batches_are_priced_as_single_requests_are() -> None:

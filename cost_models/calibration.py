@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.errors import CostError
+from search_spaces import Kernel
 
 Array = NDArray[np.float64]
 
 #: Fewest measurements that say more than a factor.
 LEAST_SAMPLES = 3
-#: Latencies below this share of the samples' median are taken as that share: a zero in milliseconds is no logarithm.
-_LEAST_SHARE = 0.05
+#: Latencies this many times below what is expected are taken as that: a zero in milliseconds is no logarithm.
+_FASTER = 10.0
 _CONSTANT = 9.0  # variance of the constant, in units of the spread
 _SCALES = (0.5, 0.7, 1.0, 1.4)
 _REWEIGHTED = 2
@@ -74,24 +75,27 @@ class Traits:
 
     expected: Array
     blocks: Mapping[str, Array]
+    spread: float  # of the logarithm of what is expected
     _smooth: Array = field(repr=False)
 
     @classmethod
     def of(cls, estimates_s: Array, groups: Mapping[str, Array]) -> Traits:
-        """From latencies on other devices, (networks, devices), and blocks of counts, (networks, any).
+        """From latencies on other devices, (networks, devices), and blocks of traits, (networks, any).
 
-        Devices that resemble each other share one vote on what is expected.
+        Devices that resemble each other share one vote on what is expected. A block's columns count as they vary;
+        `standard` makes them vary alike.
         """
-        logs = _standard(np.log(estimates_s))
+        logs = standard(np.log(estimates_s))
         alike = np.abs(logs.T @ logs / len(logs)) ** 4
         votes = 1.0 / alike.sum(1)
         votes /= votes.sum()
-        expected = _standard((logs @ votes)[:, None])[:, 0]
+        expected = standard((logs @ votes)[:, None])[:, 0]
         deviations = (logs - np.outer(expected, logs.T @ expected / len(logs))) * np.sqrt(votes)
         blocks = {"devices": _scaled(deviations), "expected": expected[:, None]}
-        blocks |= {name: _scaled(_standard(found)) for name, found in groups.items()}
-        smooth = _standard(np.column_stack([blocks["devices"], groups["calls"], expected]))
-        return cls(expected, blocks, smooth / math.sqrt(smooth.shape[1]))
+        blocks |= {name: _scaled(found - found.mean(0)) for name, found in groups.items()}
+        smooth = standard(np.column_stack([blocks["devices"], groups["calls"], expected]))
+        spread = float(np.log(estimates_s).std(0) @ votes)
+        return cls(expected, blocks, spread, smooth / math.sqrt(smooth.shape[1]))
 
     def __len__(self) -> int:
         return len(self.expected)
@@ -111,6 +115,27 @@ class Traits:
         apart = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
         found.append(np.exp(-np.maximum(apart, 0.0) / (2 * prior.width**2)))
         return [*names, "smooth"], np.array(found)
+
+
+def kernel_blocks(kernels: Sequence[Kernel], counts: Array, seconds: Array) -> dict[str, Array]:
+    """Blocks of traits of networks by what they consist of: `counts` of each kernel, (networks, kernels).
+
+    Calls, operations and bytes by kind of kernel; totals and their logarithms; each kernel by its `seconds`.
+    """
+    kinds = [(kernel.kind, kernel.op, kernel.window, kernel.stride > 1, kernel.epilogue) for kernel in kernels]
+    known = list(dict.fromkeys(kinds))
+    of_kind = np.array([[float(kind == one) for one in known] for kind in kinds])
+    ops = np.array([float(kernel.ops) for kernel in kernels])
+    moved = np.array([kernel.activation_bytes for kernel in kernels])
+    weights = np.array([kernel.weight_bytes for kernel in kernels])
+    totals = np.stack([counts @ ops, counts @ moved, counts @ weights, counts.sum(1)], 1)
+    return {
+        "calls": standard(counts @ of_kind),
+        "ops": standard((counts * ops) @ of_kind),
+        "bytes": standard((counts * moved) @ of_kind),
+        "totals": standard(np.column_stack([totals, np.log(totals + totals.mean(0) * 1e-3)])),
+        "kernels": counts * seconds,
+    }
 
 
 def choose(traits: Traits, count: int, seed: int, prior: Prior = PRIOR, candidates: int = 1500) -> list[int]:
@@ -165,9 +190,10 @@ def calibrate(
             f"a calibration needs {LEAST_SAMPLES} measurements or more, a latency each, but got {len(at)} networks and "
             f"{len(seconds)} latencies"
         )
-    if not (np.isfinite(seconds).all() and (seconds >= 0).all() and seconds.max() > 0):
-        raise CostError("latencies must be finite and positive")
-    floor = max(float(np.median(seconds)), seconds.max() * _LEAST_SHARE) * _LEAST_SHARE
+    if not (np.isfinite(seconds).all() and (seconds >= 0).all() and seconds.any()):
+        raise CostError("latencies must be finite, not negative, and not all zero")
+    plain = np.exp(traits.spread * traits.expected[at])
+    floor = float(np.median(seconds[seconds > 0] / plain[seconds > 0])) * plain / _FASTER
     logs = np.log(np.maximum(seconds, floor))
     rounding = (resolution_s / math.sqrt(12) / np.maximum(seconds, floor)) ** 2
     centre = float(np.median(logs))
@@ -203,6 +229,58 @@ def calibrate(
     return Calibrated(np.exp(predicted), deviation, share @ np.array(weighs))
 
 
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """Weights of features: mean and covariance, the mean variance of errors, and the trust in each sample."""
+
+    mean: Array
+    covariance: Array
+    noise: float
+    trust: Array
+
+
+def average(
+    features: Array,
+    target: Array,
+    sizes: Sequence[int],
+    variances: Sequence[float],
+    noise: tuple[float, float],
+    rounding: Array,
+    draws: int,
+    seed: int,
+) -> Averaged:
+    """Regress on features in blocks of `sizes` columns, over draws of the blocks' variances around their medians.
+
+    `noise` is the range of an error's variance, `rounding` what each sample's own adds.
+    """
+    rng = np.random.default_rng(seed)
+    block = np.repeat(np.arange(len(sizes)), sizes)
+    drawn = np.log(variances) + rng.standard_normal((draws, len(sizes)))
+    noises = np.exp(rng.uniform(math.log(noise[0]), math.log(noise[1]), draws))
+    evidence, means, covariances, trusts = [], [], [], []
+    for logs, error in zip(drawn, noises, strict=True):
+        own, trust = np.exp(logs)[block], np.ones(len(target))
+        for again in range(_REWEIGHTED + 1):
+            errors = (error + rounding) / trust
+            inverse = np.linalg.inv(np.diag(1.0 / own) + (features.T / errors) @ features)
+            weights = inverse @ (features.T @ (target / errors))
+            left = target - features @ weights
+            if again < _REWEIGHTED:
+                free = 1.0 - np.einsum("nk,kl,nl->n", features, inverse, features) / errors  # of a sample left out
+                trust = np.clip(5.0 / (4.0 + left**2 / (errors * np.maximum(free, 1e-9))), 0.02, 1.2)
+        fit = target @ (left / errors) + np.log(errors).sum() + np.log(own).sum() - np.linalg.slogdet(inverse)[1]
+        evidence.append(-0.5 * float(fit))
+        means.append(weights)
+        covariances.append(inverse)
+        trusts.append(trust)
+    share = np.exp(np.array(evidence) - max(evidence))
+    share /= share.sum()
+    mean = share @ np.array(means)
+    apart = np.array(means) - mean
+    covariance = np.tensordot(share, np.array(covariances), 1) + np.einsum("d,dk,dl->kl", share, apart, apart)
+    return Averaged(mean, covariance, float(share @ noises), share @ np.array(trusts))
+
+
 def _solve(covariance: Array, target: Array, noise: Array, tails: float) -> tuple[float, Array, Array]:
     """(log evidence, weights of the kernel's columns, trust in each sample), errors reweighted for heavy tails."""
     from scipy.linalg import cho_solve
@@ -234,10 +312,14 @@ def _deviation(traits: Traits, outer: Array, inner: Array, mean: Array, prior: P
     covariance = np.tensordot(variances, inner, 1) + constant + (noise + 1e-12) * np.eye(inner.shape[1])
     across = np.tensordot(variances, outer, 1) + constant
     lower = np.linalg.cholesky(covariance + 1e-9 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
-    own = constant + variances[-1] + sum(
-        variance * (block**2).sum(1)
-        for variance, block in zip(
-            variances, (block for name, block in traits.blocks.items() if name in prior.variances), strict=False
+    own = (
+        constant
+        + variances[-1]
+        + sum(
+            variance * (block**2).sum(1)
+            for variance, block in zip(
+                variances, (block for name, block in traits.blocks.items() if name in prior.variances), strict=False
+            )
         )
     )
     explained = (solve_triangular(lower, across.T, lower=True) ** 2).sum(0)
@@ -245,7 +327,7 @@ def _deviation(traits: Traits, outer: Array, inner: Array, mean: Array, prior: P
     return found
 
 
-def _standard(values: Array) -> Array:
+def standard(values: Array) -> Array:
     """Columns with mean zero and variance one; constant ones are left out."""
     values = np.asarray(values, dtype=float)
     deviation = values.std(0)

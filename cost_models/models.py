@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.corrected import CorrectedModel
 from cost_models.cost import Amount
 from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
@@ -44,8 +45,8 @@ class CostModel(Protocol):
 COST_MODELS: dict[str, Callable[[Profile], CostModel]] = {"roofline": RooflineModel, "learned": LearnedModel.of}
 
 
-def cost_model(name: str, profile: Profile) -> CostModel:
-    """The named model for a profile; `auto` is the learned one where the profile has timed kernels, else roofline."""
+def plain_model(name: str, profile: Profile) -> CostModel:
+    """The named model for a profile; `auto` is the learned one where the profile has a table, else roofline."""
     if name == "auto":
         name = "learned" if profile.kernels_csv.is_file() else "roofline"
     if name not in COST_MODELS:
@@ -53,4 +54,10 @@ def cost_model(name: str, profile: Profile) -> CostModel:
     return COST_MODELS[name](profile)
 
 
-__all__ = ["COST_MODELS", "CostError", "CostModel", "cost_model"]
+def cost_model(name: str, profile: Profile) -> CostModel:
+    """As `plain_model`, and `auto` with the device's calibration where it has one."""
+    plain = plain_model(name, profile)
+    return CorrectedModel.of(plain) if name == "auto" else plain
+
+
+__all__ = ["COST_MODELS", "CostError", "CostModel", "cost_model", "plain_model"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from hardware_profiles.detect import HOST, chip_name, detect_host
@@ -45,11 +46,17 @@ def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: st
 
 
 def own(profile: Profile, data_folder: Path | None = None) -> Profile:
-    """The profile in the user's own folder, copied there if need be: measurements of one board are not shipped."""
+    """The profile in the user's own folder, copied there with its table: one board's measurements are not shipped."""
     folder = user_devices(data_folder) / profile.name
     if profile.folder.resolve() == folder.resolve():
         return profile
-    return read(folder) if (folder / FILE_NAME).is_file() else write(profile, folder)
+    if (folder / FILE_NAME).is_file():
+        return read(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("kernels.csv", "predictor.json"):
+        if (profile.folder / name).is_file():
+            shutil.copyfile(profile.folder / name, folder / name)
+    return write(profile, folder)
 
 
 def _host(data_folder: Path | None, llvm_cpu: str | None) -> Profile:

@@ -351,6 +351,45 @@ def device_measure(
     screen.show_device(found, as_json)
 
 
+Measurements = Annotated[
+    Path | None, typer.Option("--measurements", "-m", help="A kernel table (the kit's), or config,phase,latency_ms.")
+]
+
+
+@device_app.command("calibrate")
+def device_calibrate(
+    name: Annotated[str, typer.Argument(help="The device that was measured.")],
+    measurements: Measurements = None,
+    budget: Annotated[int, typer.Option(min=1, help="Without measurements: models to measure, the first first.")] = 20,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for these models.")] = Path("to-measure"),
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 10,
+    new_tokens: Annotated[int, typer.Option(min=1)] = 2,
+    space: Space = "tiny",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Correct a device's predictor by what you measured, or say what to measure."""
+    from nas import calibration, devices, screen, workflow
+    from search_spaces import Workload
+
+    profile = workflow.device(name)
+    workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    if measurements is not None:
+        screen.show_calibration(calibration.calibrate(profile, measurements, workload, seed), as_json)
+        return
+    chosen = calibration.suggest(profile, devices.space_named(space), workload, budget, seed, output)
+    if as_json:
+        screen.print_json({"device": name, "configs": chosen, "folder": str(output)})
+    else:
+        screen.out.print(
+            f"{len(chosen)} models in {output}, the one that tells most first: {', '.join(chosen)}\n"
+            f"fill in {output}/{calibration.MEASURED_AS}, then: nas device calibrate {name} -m "
+            f"{output}/{calibration.MEASURED_AS}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
 @device_app.command("estimate")
 def device_estimate(
     names: Annotated[list[str], typer.Argument(help="Devices; those with the same core share the work.")],
@@ -375,6 +414,8 @@ def device_validate(
     name: Annotated[str, typer.Argument(help="host, or a device that runs a TVM RPC server.")],
     kernels: Annotated[int, typer.Option(min=10, help="Kernels to time.")] = 200,
     models: Annotated[int, typer.Option(min=0, help="Whole models to time, on host.")] = 20,
+    measurements: Measurements = None,
+    report: Annotated[Path | None, typer.Option(help="HTML file with a plot of the measurements.")] = None,
     rpc_tracker: Tracker = None,
     rpc_key: Key = None,
     deadline: Deadline = 60.0,
@@ -382,9 +423,21 @@ def device_validate(
     seed: Seed = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Time kernels and models that no fit has seen, and compare them with what is predicted."""
+    """Compare what is predicted with kernels and models timed now, which no fit has seen, or with your measurements."""
     from nas import devices, screen, workflow
 
+    if measurements is not None:
+        from cost_models.models import cost_model
+        from nas import calibration
+
+        profile = workflow.device(name)
+        agreed = calibration.agreement(profile, measurements, cost_model("auto", profile), devices.WORKLOAD)
+        if report is not None:
+            from nas.report.agreement import write_agreement
+
+            agreed["report"] = str(write_agreement(agreed, report))
+        screen.show_agreement(agreed, as_json)
+        return
     with screen.progress_bar() as progress:
         found = devices.validate(
             workflow.device(name), space, kernels, models, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)

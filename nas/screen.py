@@ -264,6 +264,45 @@ def show_validation(found: dict[str, Any]) -> None:
         )
 
 
+def show_calibration(found: dict[str, Any], as_json: bool) -> None:
+    """How good a calibration is, what it makes of the facts, and which measurements it doubts."""
+    if as_json:
+        print_json(found)
+        return
+    error = found["error"]
+    lines = [
+        f"{found['device']}: each of {error['measurements']} measurements, predicted from the others: MAPE "
+        f"{error['mape_after']:.1%} (before: {error['mape_before']:.1%}); {error['within_interval']:.0%} inside an "
+        "interval that should hold 68 %",
+        *(f"note: {note}" for note in found["notes"]),
+        *(f"doubted: {label} does not fit the others" for label in found["doubted"]),
+        f"kept in {found['calibration']}; delete it to go back",
+    ]
+    out.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def show_agreement(found: dict[str, Any], as_json: bool) -> None:
+    """Predicted against measured by part."""
+    if as_json:
+        print_json(found)
+        return
+    table = Table(title=f"{found['device']}: predicted against measured", title_justify="left", box=None)
+    for heading in ("", "measurements", "within 10 %", "MAPE", "median error", "worst"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, part in [*found["by_part"].items(), ("all", found["all"])]:
+        table.add_row(
+            name,
+            str(part["measurements"]),
+            f"{part['within_10_percent']:.0%}",
+            f"{part['mape']:.1%}",
+            f"{part['bias']:+.1%}",
+            f"{part['worst']:.1%}",
+        )
+    out.print(table)
+    for note in [*found["notes"], *([f"report: {found['report']}"] if "report" in found else [])]:
+        out.print(note, markup=False, soft_wrap=True)
+
+
 def facts_table(profile: Profile) -> Table:
     """Every fact of a device: value, basis, source."""
     table = Table(title=f"{profile.name}: {profile.title}", title_justify="left", box=None, pad_edge=False)

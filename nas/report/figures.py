@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def front_figure(
 
 
 def agreement_figure(phases: Mapping[str, Sequence[Dot]]) -> Figure:
-    """Measured (x) against predicted (y) milliseconds by phase, log-log, with the diagonal and lines at +-10 %."""
+    """Measured (x) against predicted (y) milliseconds by phase or kind, with the diagonal and lines at +-10 %."""
     values = [value for dots in phases.values() for dot in dots for value in (dot.x, dot.y)]
     low, high = min(values) / 1.6, max(values) * 1.6
     lines = [
@@ -91,8 +92,9 @@ def agreement_figure(phases: Mapping[str, Sequence[Dot]]) -> Figure:
         )
     ]
     lines[2]["showlegend"] = False
+    others = itertools.cycle(PHASE_COLOURS.values())
     marks = [
-        _dots(dots, phase, {"color": PHASE_COLOURS[phase], "size": 9, "opacity": 0.85})
+        _dots(dots, phase, {"color": PHASE_COLOURS.get(phase) or next(others), "size": 9, "opacity": 0.85})
         for phase, dots in phases.items()
     ]
     layout, ends = _layout(470), [math.log10(low), math.log10(high)]

@@ -88,9 +88,9 @@ class MeasuredHat:
     decoder_ms: float
 
 
-def read() -> list[MeasuredHat]:
-    """Every measured network."""
-    with gzip.open(DATA, "rt", encoding="utf-8", newline="") as file:
+def read(path: Path = DATA) -> list[MeasuredHat]:
+    """Every measured network of a file; of other tasks too, whose vocabularies and lengths are taken to be alike."""
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         return [_measured(row) for row in csv.DictReader(file)]
 
 

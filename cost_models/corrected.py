@@ -1,0 +1,256 @@
+"""A device's predictor corrected by few measurements of it: kernels timed alone, or phases of whole models.
+
+The logarithm of what was measured over what was predicted is taken to be linear in shares of the predicted time: of all
+kernels (one factor for the device), of each kind of kernel, of the large among these, of starting calls. The regression
+is that of calibration.py: variances of the weights are averaged over, errors have heavy tails. Corrected seconds
+of a kernel are its predicted ones times a factor, so that they stay additive and as fast to price.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Averaged, average
+from cost_models.cost import Amount
+from cost_models.errors import CostError
+from hardware_profiles import Basis, Profile
+from search_spaces import Kernel, KernelKind, Phase
+
+if TYPE_CHECKING:
+    from cost_models.models import CostModel
+
+Array = NDArray[np.float64]
+
+#: Fewest measurements that a correction is made of.
+LEAST_OBSERVATIONS = 3
+FILE_NAME = "calibration.json"
+_VERSION = 1
+#: Kinds whose kernels are corrected alike.
+_GROUPS = {
+    KernelKind.LINEAR: "linear",
+    KernelKind.CONV: "conv",
+    KernelKind.DEPTHWISE_CONV: "window",
+    KernelKind.POOLING: "window",
+    KernelKind.SCORES: "attention",
+    KernelKind.VALUES: "attention",
+    KernelKind.NORM: "rows",
+    KernelKind.SOFTMAX: "rows",
+    KernelKind.ELEMENTWISE: "moves",
+    KernelKind.GATHER: "moves",
+}
+_NAMES = ("one row", *sorted(set(_GROUPS.values())))
+#: Median variances of the weights: of the device, of groups of kernels, of their size, of calls.
+_VARIANCES = (0.5, 0.06, 0.01, 1.0)
+_NOISE = (1e-5, 0.05)
+_DRAWS = 64
+#: Shares hang on the factors, which hang on shares.
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Seconds of kernels that ran in a row, with how often each ran; `resolution_s` is the step of the clock."""
+
+    label: str
+    kernels: tuple[tuple[Kernel, int], ...]
+    seconds: float
+    overhead_s: float = 0.0
+    resolution_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationError:
+    """Errors of each measurement predicted from all others, before and after; within the interval it should be 68 %."""
+
+    measurements: int
+    mape_before: float
+    mape_after: float
+    within_interval: float
+
+
+class CorrectedModel:
+    """A cost model whose kernels take a factor more or less; basis calibrated."""
+
+    def __init__(self, base: CostModel, mean: Array, covariance: Array, noise: float, error: CalibrationError) -> None:
+        self.base, self.error = base, error
+        self._mean, self._covariance, self._noise = mean, covariance, noise
+
+    @property
+    def profile(self) -> Profile:
+        """The device."""
+        return self.base.profile
+
+    @classmethod
+    def fit(cls, base: CostModel, observations: Sequence[Observation], seed: int = 0) -> tuple[CorrectedModel, Array]:
+        """(the corrected model, how far each observation is trusted: well below 1 does not fit the others)."""
+        if len(observations) < LEAST_OBSERVATIONS:
+            raise CostError(
+                f"a correction needs {LEAST_OBSERVATIONS} measurements or more, but got {len(observations)}"
+            )
+        found = _fit(base, observations, seed)
+        error = _left_out(base, observations, seed)
+        return cls(base, found.mean, found.covariance, found.noise, error), found.trust
+
+    @classmethod
+    def of(cls, base: CostModel) -> CostModel:
+        """The stored correction of the base's device around the base; the base itself where there is none."""
+        path = base.profile.folder / FILE_NAME
+        if not path.is_file():
+            return base
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["version"] != _VERSION:
+                raise ValueError(f"version {stored['version']}, but {_VERSION} is read")
+            mean, covariance = np.array(stored["mean"], dtype=float), np.array(stored["covariance"], dtype=float)
+            width = _width()
+            if mean.shape != (width,) or covariance.shape != (width, width):
+                raise ValueError(f"{mean.shape} weights, but {width} are read")
+            return cls(base, mean, covariance, float(stored["noise"]), CalibrationError(**stored["error"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CostError(
+                f"{path}: not a calibration of this release ({error}); delete it, and calibrate the device anew"
+            ) from None
+
+    def save(self, observations: Sequence[Observation]) -> Path:
+        """Write the correction into the profile's folder, with what it was made of."""
+        path = self.profile.folder / FILE_NAME
+        stored = {
+            "version": _VERSION,
+            "mean": [float(f"{value:.9g}") for value in self._mean],
+            "covariance": [[float(f"{value:.9g}") for value in row] for row in self._covariance],
+            "noise": float(f"{self._noise:.9g}"),
+            "error": asdict(self.error),
+            "measurements": {one.label: one.seconds for one in observations},
+        }
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(stored) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+        return path
+
+    def latencies_s(self, kernels: Sequence[Kernel]) -> Array:
+        """As `CostModel.latencies_s`."""
+        seconds = self.base.latencies_s(kernels)
+        corrected: Array = seconds * np.exp(_traits(kernels, seconds, self.profile) @ self._mean)
+        return corrected
+
+    def overhead_s(self, phase: Phase, calls: Amount, kernels_s: Amount, weight_bytes: Amount) -> Amount:
+        """As `CostModel.overhead_s`."""
+        return self.base.overhead_s(phase, calls, kernels_s, weight_bytes)
+
+    def deviations(self, kernels: Sequence[Kernel]) -> Array:
+        """As `CostModel.deviations`: what the weights leave open, and the errors of measurements."""
+        traits = _traits(kernels, self.base.latencies_s(kernels), self.profile)
+        open_weights = np.einsum("nk,kl,nl->n", traits, self._covariance, traits)
+        found: Array = np.sqrt(np.maximum(open_weights, 0.0) + self._noise)
+        return found
+
+    def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
+        """As `CostModel.bases`."""
+        return [Basis.CALIBRATED] * len(kernels)
+
+    def told(self) -> str:
+        """The correction and its error in a few words."""
+        error = self.error
+        return (
+            f"calibrated on {error.measurements} measurements: MAPE {error.mape_after:.1%} of each predicted from the "
+            f"others ({error.mape_before:.1%} before)"
+        )
+
+
+def choose_kernels(
+    base: CostModel, candidates: Sequence[Observation], count: int, aims: Sequence[Observation] | None = None
+) -> list[int]:
+    """Which candidates to measure, the first first, so that what `aims` take (or all candidates) becomes surest."""
+    variances = np.concatenate([np.full(size, variance) for size, variance in zip(_SIZES, _VARIANCES, strict=True)])
+    known = _shares(base, candidates, np.zeros(_width())) * np.sqrt(variances)
+    aimed = known if aims is None else _shares(base, aims, np.zeros(_width())) * np.sqrt(variances)
+    covariance, across = known @ known.T, aimed @ known.T
+    noise, chosen = math.sqrt(_NOISE[0] * _NOISE[1]), list[int]()
+    for _ in range(min(count, len(candidates))):
+        variance = np.diag(covariance) + noise
+        gain = (across**2).sum(0) / variance
+        gain[chosen] = -1.0
+        best = int(gain.argmax())
+        chosen.append(best)
+        step = covariance[:, best] / variance[best]
+        across = across - np.outer(across[:, best], step)
+        covariance = covariance - np.outer(covariance[:, best], step)
+    return chosen
+
+
+_SIZES = (1, len(_NAMES), len(_NAMES), 1)
+
+
+def _width() -> int:
+    return sum(_SIZES)
+
+
+def _traits(kernels: Sequence[Kernel], seconds: Array, profile: Profile) -> Array:
+    """What a kernel's factor hangs on, (kernels, weights)."""
+    found = np.zeros((len(kernels), _width()))
+    for row, kernel in enumerate(kernels):
+        name = "one row" if kernel.kind is KernelKind.LINEAR and kernel.m == 1 else _GROUPS[kernel.kind]
+        at = _NAMES.index(name)
+        found[row, 0] = 1.0
+        found[row, 1 + at] = 1.0
+        found[row, 1 + len(_NAMES) + at] = math.log10((kernel.ops + kernel.bytes_moved) / 1e6)
+    found[:, -1] = np.minimum(profile.kernel_overhead_s.value / seconds, 1.0)
+    return found
+
+
+def _shares(base: CostModel, observations: Sequence[Observation], weights: Array) -> Array:
+    """Traits of each observation: those of its kernels by their share of its corrected seconds."""
+    return np.array([_observed(base, one, weights)[1] for one in observations])
+
+
+def _observed(base: CostModel, observation: Observation, weights: Array) -> tuple[float, Array]:
+    """(corrected seconds, what the logarithm of these gains with each weight)."""
+    kernels, counts = zip(*observation.kernels, strict=True)
+    seconds = base.latencies_s(kernels)
+    traits = _traits(kernels, seconds, base.profile)
+    each = np.array(counts) * seconds * np.exp(traits @ weights)
+    whole = float(each.sum()) + observation.overhead_s
+    return whole, each @ traits / whole
+
+
+def _fit(base: CostModel, observations: Sequence[Observation], seed: int) -> Averaged:
+    measured = np.log([one.seconds for one in observations])
+    rounding = np.array([(one.resolution_s / one.seconds) ** 2 / 12 for one in observations])
+    weights = np.zeros(_width())
+    for _ in range(_ROUNDS):
+        seconds, gains = zip(*(_observed(base, one, weights) for one in observations), strict=True)
+        features = np.array(gains)
+        target = measured - np.log(seconds) + features @ weights
+        found = average(features, target, _SIZES, _VARIANCES, _NOISE, rounding, _DRAWS, seed)
+        weights = found.mean
+    return found
+
+
+def _left_out(base: CostModel, observations: Sequence[Observation], seed: int) -> CalibrationError:
+    """Each measurement (in ten parts, where there are many) predicted from the others."""
+    count = len(observations)
+    part = np.random.default_rng(seed).permutation(count) % min(count, 10)
+    before, after, inside = np.empty(count), np.empty(count), np.empty(count)
+    for index in range(int(part.max()) + 1):
+        seen = [one for one, where in zip(observations, part, strict=True) if where != index]
+        found = _fit(base, seen, seed) if len(seen) >= LEAST_OBSERVATIONS - 1 else None
+        for at in np.flatnonzero(part == index):
+            one = observations[int(at)]
+            plain_s, _ = _observed(base, one, np.zeros(_width()))
+            before[at] = abs(plain_s / one.seconds - 1.0)
+            if found is None:
+                after[at], inside[at] = before[at], 0.0
+                continue
+            seconds, gain = _observed(base, one, found.mean)
+            after[at] = abs(seconds / one.seconds - 1.0)
+            deviation = math.sqrt(gain @ found.covariance @ gain + found.noise)
+            inside[at] = abs(math.log(seconds / one.seconds)) <= deviation
+    return CalibrationError(count, float(before.mean()), float(after.mean()), float(inside.mean()))

@@ -92,7 +92,7 @@ def _phases(path: Path, numbered: Sequence[tuple[int, str]], model: CostModel, w
             )
         name, phase, written = cells
         try:
-            config = VLMConfig.from_dict(json.loads((path.parent / name).read_text(encoding="utf-8")))
+            config = config_in(path.parent / name)
             seconds = float(written) * 1e-3
         except (OSError, ValueError) as error:
             raise NasError(f"{path}, line {number}: {error}") from None
@@ -100,6 +100,11 @@ def _phases(path: Path, numbered: Sequence[tuple[int, str]], model: CostModel, w
         decimals = len(written.partition(".")[2]) if "e" not in written.lower() else 9
         found.append(observed(config, phase, seconds, model, workload, resolution_s=1e-3 * 10.0**-decimals))
     return found
+
+
+def config_in(path: Path) -> VLMConfig:
+    """The config in a JSON file."""
+    return VLMConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _check_positive(seconds: float, path: Path, number: int) -> None:

@@ -481,6 +481,23 @@ def bench_predictor(
         screen.show_validation(found)
 
 
+@bench_app.command("fewshot")
+def bench_fewshot(
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of samples.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Judge calibration by few measurements on published latencies of devices that nobody here has touched."""
+    from experiments.benchmarks.fewshot import fewshot
+    from nas import screen
+
+    with screen.progress_bar() as progress:
+        found = fewshot(seeds, progress)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_fewshot(found)
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Find the vision-language models worth running on a device."""

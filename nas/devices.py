@@ -172,14 +172,18 @@ def told(profile: Profile) -> dict[str, Any]:
     """A device's table and the held-out error of its predictor, as plain data."""
     from dataclasses import asdict
 
+    from cost_models.corrected import CorrectedModel
     from cost_models.learned import LearnedModel
+    from cost_models.models import cost_model
 
     rows = table.read(profile.kernels_csv)
     bases = {basis.value: sum(row.basis is basis for row in rows.values()) for basis in Basis}
     model = LearnedModel.of(profile) if LearnedModel.is_fitted(profile) else None
+    corrected = cost_model("auto", profile)
     return {
         "device": profile.name,
         "folder": str(profile.folder),
         "kernels": {basis: count for basis, count in bases.items() if count},
         "predictor": None if model is None else asdict(model.error),
+        "calibration": asdict(corrected.error) if isinstance(corrected, CorrectedModel) else None,
     }

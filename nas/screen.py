@@ -205,10 +205,16 @@ def _latency_by(profile: Profile) -> str:
 
 def devices_note(profiles: Sequence[Profile]) -> str:
     """The titles of the devices, and how good the predictors of those with timed kernels are."""
+    from cost_models.corrected import CorrectedModel
     from cost_models.learned import LearnedModel
+    from cost_models.models import cost_model
 
     lines = [f"{profile.name}: {profile.title}" for profile in profiles]
-    lines += [f"{p.name}: {LearnedModel.of(p).told()}" for p in profiles if LearnedModel.is_fitted(p)]
+    for profile in profiles:
+        if LearnedModel.is_fitted(profile):
+            lines.append(f"{profile.name}: {LearnedModel.of(profile).told()}")
+        if isinstance(corrected := cost_model("auto", profile), CorrectedModel):
+            lines.append(f"{profile.name}: {corrected.told()}")
     return "\n".join(lines)
 
 
@@ -301,6 +307,26 @@ def show_agreement(found: dict[str, Any], as_json: bool) -> None:
     out.print(table)
     for note in [*found["notes"], *([f"report: {found['report']}"] if "report" in found else [])]:
         out.print(note, markup=False, soft_wrap=True)
+
+
+def show_fewshot(found: dict[str, Any]) -> None:
+    """Rank correlations and errors of calibration by few measurements."""
+    table = Table(title=f"few measurements, {found['seeds']} draws", title_justify="left", box=None)
+    for heading in ("", "20 samples", "10 samples"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, twenty in found["samples_20"].items():
+        ten = found["samples_10"][name]
+        cells = (
+            [f"{part['mean']:.3f} ± {part['std']:.3f}" for part in (twenty, ten)]
+            if name != "geomean"
+            else [f"{part:.3f}" for part in (twenty, ten)]
+        )
+        table.add_row(f"rank correlation, {name}", *cells)
+    out.print(table)
+    for name, part in found["hat"].items():
+        out.print(f"HAT {name}: MAPE {part['mape_20']:.2f} % (50 samples: {part['mape_50']:.2f} %)", markup=False)
+    for name, part in found["timm"].items():
+        out.print(f"vision transformers on {name}: MAPE {part['mape_20']:.1f} %", markup=False)
 
 
 def facts_table(profile: Profile) -> Table:

@@ -101,6 +101,7 @@ class Pool:
     devices: list[str]
     latency_ms: Array
     parts: tuple[Counted, ...]
+    places: Array  # (networks, places x operators): which operator stands where
 
     @classmethod
     def read(cls, space: str) -> Pool:
@@ -108,12 +109,14 @@ class Pool:
         with np.load(DATA / f"{space}_devices.npz", allow_pickle=False) as stored:
             devices, latency_ms = [str(name) for name in stored["devices"]], stored["latency_ms"].astype(float)
             operators = [tuple(map(int, row)) for row in stored["operators"]]
+        index = np.array(operators)
+        places = (index[:, :, None] == np.arange(index.max() + 1)).reshape(len(index), -1).astype(float)
         if space == "fbnet":
-            return cls(devices, latency_ms, (Counted.of([FBNet(row).kernels() for row in operators]),))
+            return cls(devices, latency_ms, (Counted.of([FBNet(row).kernels() for row in operators]),), places)
         networks = [NB201(row) for row in operators]
         live = Counted.of([network.kernels() for network in networks])
         every = Counted.of([network.kernels(every_edge=True) for network in networks])
-        return cls(devices, latency_ms, (live, every))
+        return cls(devices, latency_ms, (live, every), places)
 
     def of(self, device: str) -> Array:
         """Milliseconds on a device."""
@@ -121,21 +124,19 @@ class Pool:
 
     def traits(self, sources: Sequence[str]) -> Traits:
         """What is known of the networks where the sources were measured: their latencies without noise, and kernels."""
-        counts = np.column_stack([part.counts for part in self.parts])
-        smooth = [_denoised(counts, self.of(device)) for device in sources]
+        described = standard(np.column_stack([*(part.counts for part in self.parts), self.places]))
+        smooth = [_denoised(described, self.of(device)) for device in sources]
         estimates = np.column_stack([*smooth, *(part.estimates_s for part in self.parts)])
         found = [part.blocks() for part in self.parts]
-        return Traits.of(estimates, {name: np.column_stack([blocks[name] for blocks in found]) for name in found[0]})
+        joined = {name: np.column_stack([blocks[name] for blocks in found]) for name in found[0]}
+        return Traits.of(estimates, joined | {"places": standard(self.places)})
 
 
-def _denoised(counts: Array, latency_ms: Array) -> Array:
-    """A device's latencies as a ridge regression on counts of kernels sees them: a network's noise is not another's."""
+def _denoised(described: Array, latency_ms: Array) -> Array:
+    """A device's latencies as a ridge regression on kernels and places sees them: a network's noise is its own."""
     logs = np.log(np.maximum(latency_ms, np.median(latency_ms) * _LEAST_SHARE))
-    features = standard(counts)
-    weights = np.linalg.solve(
-        features.T @ features + 3.0 * np.eye(features.shape[1]), features.T @ (logs - logs.mean())
-    )
-    found: Array = np.exp(logs.mean() + features @ weights)
+    precision = described.T @ described + 3.0 * np.eye(described.shape[1])
+    found: Array = np.exp(logs.mean() + described @ np.linalg.solve(precision, described.T @ (logs - logs.mean())))
     return found
 
 

@@ -1,0 +1,147 @@
+"""Calibrating a device from files: kernels, phases of models, what is wrong with them, what they say of the facts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cost_models import table
+from cost_models.corrected import Observation
+from cost_models.models import cost_model, plain_model
+from cost_models.roofline import least_s
+from experiments.benchmarks import fewshot
+from hardware_profiles import load
+from hardware_profiles.catalog import SHIPPED
+from nas import calibration
+from nas.devices import WORKLOAD
+from nas.errors import NasError
+from search_spaces import SPACES, Kernel, KernelKind
+
+PI = load(SHIPPED / "raspberry-pi-4")
+BASE = plain_model("auto", PI)
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGE_VLM_NAS_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def kernel_file(path: Path, factor: float, count: int = 30) -> list[Kernel]:
+    kernels = list(table.read(PI.kernels_csv))[::7][:count]
+    for kernel, seconds in zip(kernels, BASE.latencies_s(kernels).tolist(), strict=True):
+        table.append(path, table.TableRow(kernel, seconds * factor, seconds * factor * 1.01))
+    return kernels
+
+
+def test_what_the_kit_writes_calibrates_a_board(data: Path) -> None:
+    file = data / "results.csv"
+    kernels = kernel_file(file, 1.5)
+    with file.open("a") as more:
+        more.write("# slower 1.310\n")
+    found = calibration.calibrate(PI, file, WORKLOAD, 0)
+    assert found["error"]["measurements"] == len(kernels)
+    assert found["error"]["mape_after"] < 0.03 < found["error"]["mape_before"]
+    assert "1.31 times slower" in found["notes"][0]
+    assert Path(found["calibration"]).is_relative_to(data)
+    ratio = cost_model("auto", load("raspberry-pi-4")).latencies_s(kernels) / BASE.latencies_s(kernels)
+    np.testing.assert_allclose(ratio, 1.5, rtol=0.08)
+    assert not (SHIPPED / "raspberry-pi-4" / "calibration.json").exists()
+
+
+def test_suggested_models_filled_in_calibrate_a_board(data: Path) -> None:
+    chosen = calibration.suggest(PI, SPACES["tiny"], WORKLOAD, 5, 0, data / "todo")
+    assert len(set(chosen)) == 5
+    file = data / "todo" / calibration.MEASURED_AS
+    lines = file.read_text().splitlines()
+    assert lines[0] == "config,phase,latency_ms"
+    filled = [lines[0]]
+    for line in lines[1:]:
+        name, phase, _ = line.split(",")
+        config = calibration.config_in(file.parent / name)
+        one = calibration.observed(config, phase, 1.0, BASE, WORKLOAD)
+        kernels, counts = zip(*one.kernels, strict=True)
+        filled.append(f"{name},{phase},{2e3 * float(BASE.latencies_s(kernels) @ np.array(counts)):.3f}")
+    file.write_text("\n".join(filled) + "\n")
+    found = calibration.calibrate(PI, file, WORKLOAD, 0)
+    assert found["error"]["mape_after"] < 0.05
+    agreed = calibration.agreement(PI, file, BASE, WORKLOAD)
+    assert agreed["by_part"].keys() == {"vision", "prefill", "decode"}
+    assert agreed["all"]["bias"] == pytest.approx(-0.5, abs=0.01)
+
+
+HEADER = ",".join(table.COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no measurements"),
+        ("a,b\n1,2\n", "the first line must be config,phase,latency_ms or"),
+        ("config,phase,latency_ms\nx.json,decode,1\n", r"line 2: .*No such file"),
+        ("config,phase,latency_ms\nx.json,chewing,1\n", "a phase one of vision, prefill, decode, request"),
+        (f"{HEADER}\nlinear,1,2,3,1,1,1,,,fp32,-1,-1,measured\n", "line 2: a latency is positive"),
+        (f"{HEADER}\nlinear,1,2\n", "line 2"),
+        (f"{HEADER}\nnonsense,1,2,3,1,1,1,,,fp32,1,1,measured\n", "line 2: 'nonsense'"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_its_line(data: Path, content: str, message: str) -> None:
+    file = data / "wrong.csv"
+    file.write_text(content)
+    with pytest.raises(NasError, match=message):
+        calibration.read_measurements(file, BASE, WORKLOAD)
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(data: Path) -> None:
+    file = data / "results.csv"
+    kernels = kernel_file(file, 1.0, 4)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:3], lines[3][:20], *lines[3:]]) + "\n")
+    observations, notes = calibration.read_measurements(file, BASE, WORKLOAD)
+    assert [one.kernels[0][0] for one in observations] == kernels
+    assert notes == []
+
+
+def test_contradictions_of_the_facts_are_told() -> None:
+    kernels = [Kernel(KernelKind.LINEAR, 64, 256, 256 + 8 * i) for i in range(6)]
+    predicted = BASE.latencies_s(kernels)
+
+    def said(seconds: np.ndarray) -> str:
+        rows = [Observation(str(k), ((k, 1),), s) for k, s in zip(kernels, seconds.tolist(), strict=True)]
+        return " ".join(calibration.contradictions(BASE, rows))
+
+    assert said(predicted) == ""
+    assert "as if one of 4 threads had run" in said(4.0 * predicted)
+    assert "another runtime, a lower clock" in said(12.0 * predicted)
+    assert "faster than the profile's peak" in said(np.array([least_s(kernel, PI) / 2 for kernel in kernels]))
+
+
+def test_the_commands_calibrate_and_show_a_plot(run: Any, data: Path) -> None:
+    file = data / "results.csv"
+    kernel_file(file, 2.0)
+    done = run("device", "calibrate", "raspberry-pi-4", "-m", str(file), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["error"]["mape_after"] < 0.05
+    page = data / "agreement.html"
+    done = run("device", "validate", "raspberry-pi-4", "-m", str(file), "--report", str(page), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["all"]["within_10_percent"] == 1.0
+    assert "predicted against measured" in page.read_text()
+    shown = json.loads(run("devices", "raspberry-pi-4", "--json").stdout)
+    assert shown["latency"]["calibration"]["measurements"] == 30
+
+
+def test_few_measurements_rank_networks_of_published_devices() -> None:
+    from scipy.stats import spearmanr
+
+    pool = fewshot.Pool.read("fbnet")
+    traits = pool.traits(["samsung_a50", "pixel3", "silver_4114"])
+    chosen = fewshot.choose(traits, 20, 0)
+    for device, least in (("raspi4", 0.96), ("eyeriss", 0.96), ("titan_rtx_1", 0.85)):
+        measured = pool.of(device)
+        predicted = fewshot.calibrate(traits, chosen, measured[chosen]).latency_s
+        assert spearmanr(predicted, measured).statistic > least, device

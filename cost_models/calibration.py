@@ -38,28 +38,30 @@ class Prior:
 
     `variances` by block (their medians; `spread` is the standard deviation of their logarithms), `noise` the range of
     an error's variance, `follow` the weight of what is expected (mean and deviation), `tails` the degrees of freedom
-    of errors, `width` the length scale of what is not linear.
+    of errors, `width` the length scale of what is not linear. Samples are chosen for errors of variance
+    `expected_noise`.
     """
 
     variances: Mapping[str, float]
-    smooth: float = 0.02
-    spread: float = 1.0
-    noise: tuple[float, float] = (1e-4, 1.0)
-    follow: tuple[float, float] = (0.94, 0.2)
-    tails: float = 4.0
+    smooth: float = 0.005
+    spread: float = 1.6
+    noise: tuple[float, float] = (2e-4, 3.8)
+    follow: tuple[float, float] = (1.1, 0.1)
+    tails: float = 3.0
     width: float = 1.3
+    expected_noise: float = 0.1
     draws: int = 96
 
 
 #: Chosen on the source devices of seven sets of devices, each predicted from the others (see docs/calibration.md).
 PRIOR = Prior(
     variances={
-        "devices": 0.26,
+        "devices": 0.137,
         "expected": 0.14,
-        "calls": 0.1,
-        "ops": 0.05,
-        "bytes": 0.05,
-        "kernels": 0.05,
+        "calls": 0.13,
+        "ops": 0.055,
+        "bytes": 0.041,
+        "kernels": 0.077,
         "totals": 0.1,
     }
 )
@@ -148,10 +150,9 @@ def choose(traits: Traits, count: int, seed: int, prior: Prior = PRIOR, candidat
     others = features[rng.choice(size, min(candidates, size), replace=False)]
     known = features[pool]
     covariance, across = known @ known.T, others @ known.T
-    noise = math.sqrt(prior.noise[0] * prior.noise[1])
     chosen: list[int] = []
     for _ in range(count):
-        variance = np.diag(covariance) + noise
+        variance = np.diag(covariance) + prior.expected_noise
         gain = (across**2).sum(0) / variance
         gain[chosen] = -1.0
         best = int(gain.argmax())

@@ -45,8 +45,11 @@ def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: st
     return profile
 
 
-def own(profile: Profile, data_folder: Path | None = None) -> Profile:
-    """The profile in the user's own folder, copied there with its table: one board's measurements are not shipped."""
+def own(profile: Profile, data_folder: Path | None = None, *, with_table: bool = False) -> Profile:
+    """The profile in the user's own folder, copied there if need be: measurements of one board are not shipped.
+
+    `with_table` copies its table and predictor too, which a measurement replaces and a calibration builds on.
+    """
     folder = user_devices(data_folder) / profile.name
     if profile.folder.resolve() == folder.resolve():
         return profile
@@ -54,7 +57,7 @@ def own(profile: Profile, data_folder: Path | None = None) -> Profile:
         return read(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("kernels.csv", "predictor.json"):
-        if (profile.folder / name).is_file():
+        if with_table and (profile.folder / name).is_file():
             shutil.copyfile(profile.folder / name, folder / name)
     return write(profile, folder)
 

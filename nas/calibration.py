@@ -131,7 +131,7 @@ def observed(
 
 def calibrate(profile: Profile, path: Path, workload: Workload, seed: int) -> dict[str, Any]:
     """Correct the device's predictor by a file of measurements; the correction lives in the user's own folder."""
-    profile = own(profile)
+    profile = own(profile, with_table=True)
     base = plain_model("auto", profile)
     observations, notes = read_measurements(path, base, workload)
     model, trust = CorrectedModel.fit(base, observations, seed)

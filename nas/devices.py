@@ -70,6 +70,7 @@ def measure(
     drawn = space_named(space)
     profile = own(profile)
     _drop_static(profile)
+    _drop_calibration(profile)
     timed = complete_table(profile, drawn, WORKLOAD, plan, seed, progress, board.timer(profile) if board else None)
     return {"timed": timed, "programs": len(stored_programs(profile))} | told(profile)
 
@@ -94,6 +95,13 @@ def _drop_static(profile: Profile) -> None:
     if any(row.basis is not Basis.MEASURED for row in rows.values()):
         profile.kernels_csv.unlink()
         (profile.folder / "predictor.json").unlink(missing_ok=True)
+
+
+def _drop_calibration(profile: Profile) -> None:
+    """A correction is one of the predictor that it was made for."""
+    from cost_models.corrected import FILE_NAME
+
+    (profile.folder / FILE_NAME).unlink(missing_ok=True)
 
 
 class Board:
@@ -164,6 +172,7 @@ def estimate(
         raise NasError(
             f"{profile.name} has measured kernels, which an estimate would replace; delete {profile.kernels_csv} first"
         )
+    _drop_calibration(profile)
     done = estimate_kernels(profile, kernels, progress, processes)
     return {"estimated": done.kernels, "failed": done.failed} | told(profile)
 

@@ -24,6 +24,11 @@ PHASE_COLOURS = {
     "decode": "#0f9d73",
     "request": "#7d3cc9",
 }
+#: Of more parts than phases, in the order they come.
+OTHER_COLOURS = (
+    *("#2456d6", "#e07b00", "#0f9d73", "#7d3cc9", "#d62839"),
+    *("#7aa2ff", "#8c6d31", "#17becf", "#e377c2", "#667085"),
+)
 #: Axes over a wider range than this are logarithmic.
 LOG_RANGE = 12.0
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -92,7 +97,7 @@ def agreement_figure(phases: Mapping[str, Sequence[Dot]]) -> Figure:
         )
     ]
     lines[2]["showlegend"] = False
-    others = itertools.cycle(PHASE_COLOURS.values())
+    others = itertools.cycle(OTHER_COLOURS)
     marks = [
         _dots(dots, phase, {"color": PHASE_COLOURS.get(phase) or next(others), "size": 9, "opacity": 0.85})
         for phase, dots in phases.items()

@@ -119,7 +119,7 @@ def test_columns_that_do_not_vary_are_left_out() -> None:
 
 @pytest.fixture
 def board(tmp_path: Path) -> Profile:
-    return own(load(SHIPPED / "raspberry-pi-4"), tmp_path)
+    return own(load(SHIPPED / "raspberry-pi-4"), tmp_path, with_table=True)
 
 
 def true_factor(kernel: Kernel) -> float:

@@ -218,7 +218,7 @@ def calibrate(
             solved.append(variance[:, None] * alpha * scale)
             sums.append((follow * scale, float(alpha.sum()) * scale))
             weighs.append(weight)
-            scales.append((scale**2 * noise, *(scale**2 * variance)))
+            scales.append((scale**2 * noise, scale**2 * _CONSTANT, *(scale**2 * variance)))
     share = np.exp(np.array(evidence) - max(evidence))
     share /= share.sum()
     mixed = np.tensordot(share, np.array(solved), 1)
@@ -305,11 +305,10 @@ def _spread(logs: Array, expected: Array, covariance: Array, prior: Prior) -> fl
 
 
 def _deviation(traits: Traits, outer: Array, inner: Array, mean: Array, prior: Prior) -> Array:
-    """Of the logarithm of each network's latency, from the mean variances; `mean` holds the noise first."""
+    """Of the logarithm of each network's latency, from mean variances: of errors, of the constant, of each kernel."""
     from scipy.linalg import solve_triangular
 
-    noise, variances = mean[0], mean[1:]
-    constant = _CONSTANT * float(variances.max())
+    noise, constant, variances = mean[0], mean[1], mean[2:]
     covariance = np.tensordot(variances, inner, 1) + constant + (noise + 1e-12) * np.eye(inner.shape[1])
     across = np.tensordot(variances, outer, 1) + constant
     lower = np.linalg.cholesky(covariance + 1e-9 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))

@@ -186,15 +186,14 @@ def timm_errors(seeds: int, progress: Progress) -> dict[str, Any]:
         rows = list(csv.DictReader(file))
     devices = [name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms")]
     latency_ms = np.array([[float(row[f"{device}_ms"]) for device in devices] for row in rows])
-    sizes = np.log(
-        np.maximum([[float(row[c]) for c in ("gmacs", "macts", "params_m", "image_px")] for row in rows], 1e-3)
-    )
+    columns = ("gmacs", "macts", "params_m", "image_px")
+    sizes = standard(np.log(np.maximum([[float(row[column]) for column in columns] for row in rows], 1e-3)))
     crossed = [sizes[:, i] * sizes[:, j] for i in range(4) for j in range(i, 4)]
     found = {}
     for at, target in enumerate(TIMM_TARGETS):
         progress("timm", at, len(TIMM_TARGETS), target)
         sources = [index for index, device in enumerate(devices) if device != target]
-        blocks = {"calls": standard(np.column_stack([sizes, *crossed])), "totals": standard(sizes)}
+        blocks = {"calls": np.column_stack([sizes, standard(np.column_stack(crossed))]), "totals": sizes}
         traits = Traits.of(latency_ms[:, sources], blocks)
         found[target] = {"mape_20": _mape(traits, latency_ms[:, devices.index(target)], 20, seeds)["mean"]}
     return found

@@ -149,10 +149,18 @@ def choose(traits: Traits, count: int, seed: int, prior: Prior = PRIOR, candidat
     pool = rng.choice(size, min(candidates, size), replace=False)
     others = features[rng.choice(size, min(candidates, size), replace=False)]
     known = features[pool]
-    covariance, across = known @ known.T, others @ known.T
+    return [int(pool[index]) for index in most_telling(known, others, count, prior.expected_noise)]
+
+
+def most_telling(candidates: Array, others: Array, count: int, noise: float) -> list[int]:
+    """Rows of `candidates`, (any, features), whose measurement takes most variance from `others`, the first first.
+
+    Features are scaled to weights of variance one; `noise` is the variance of a measurement's error.
+    """
+    covariance, across = candidates @ candidates.T, others @ candidates.T
     chosen: list[int] = []
     for _ in range(count):
-        variance = np.diag(covariance) + prior.expected_noise
+        variance = np.diag(covariance) + noise
         gain = (across**2).sum(0) / variance
         gain[chosen] = -1.0
         best = int(gain.argmax())
@@ -160,7 +168,7 @@ def choose(traits: Traits, count: int, seed: int, prior: Prior = PRIOR, candidat
         step = covariance[:, best] / variance[best]
         across = across - np.outer(across[:, best], step)
         covariance = covariance - np.outer(covariance[:, best], step)
-    return [int(index) for index in pool[chosen]]
+    return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,16 +320,9 @@ def _deviation(traits: Traits, outer: Array, inner: Array, mean: Array, prior: P
     covariance = np.tensordot(variances, inner, 1) + constant + (noise + 1e-12) * np.eye(inner.shape[1])
     across = np.tensordot(variances, outer, 1) + constant
     lower = np.linalg.cholesky(covariance + 1e-9 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
-    own = (
-        constant
-        + variances[-1]
-        + sum(
-            variance * (block**2).sum(1)
-            for variance, block in zip(
-                variances, (block for name, block in traits.blocks.items() if name in prior.variances), strict=False
-            )
-        )
-    )
+    blocks = [block for name, block in traits.blocks.items() if name in prior.variances]
+    *linear, smooth = variances
+    own = constant + smooth + sum(size * (block**2).sum(1) for size, block in zip(linear, blocks, strict=True))
     explained = (solve_triangular(lower, across.T, lower=True) ** 2).sum(0)
     found: Array = np.sqrt(np.maximum(own - explained, 0.0) + noise)
     return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.calibration import Averaged, average
+from cost_models.calibration import Averaged, average, most_telling
 from cost_models.cost import Amount
 from cost_models.errors import CostError
 from hardware_profiles import Basis, Profile
@@ -47,7 +47,10 @@ _GROUPS = {
     KernelKind.GATHER: "moves",
 }
 _NAMES = ("one row", *sorted(set(_GROUPS.values())))
-#: Median variances of the weights: of the device, of groups of kernels, of their size, of calls.
+#: Weights of the device, of groups of kernels, of their size, of calls.
+_SIZES = (1, len(_NAMES), len(_NAMES), 1)
+#: Their median variances, set by hand (assumed): a device may be off by a factor of two, a group by a quarter, the cost
+#: of a call by much more.
 _VARIANCES = (0.5, 0.06, 0.01, 1.0)
 _NOISE = (1e-5, 0.05)
 _DRAWS = 64
@@ -165,28 +168,11 @@ class CorrectedModel:
         )
 
 
-def choose_kernels(
-    base: CostModel, candidates: Sequence[Observation], count: int, aims: Sequence[Observation] | None = None
-) -> list[int]:
-    """Which candidates to measure, the first first, so that what `aims` take (or all candidates) becomes surest."""
-    variances = np.concatenate([np.full(size, variance) for size, variance in zip(_SIZES, _VARIANCES, strict=True)])
+def choose_observations(base: CostModel, candidates: Sequence[Observation], count: int) -> list[int]:
+    """Which candidates to measure, the first first, so that all become surest; their seconds are not looked at."""
+    variances = np.repeat(_VARIANCES, _SIZES)
     known = _shares(base, candidates, np.zeros(_width())) * np.sqrt(variances)
-    aimed = known if aims is None else _shares(base, aims, np.zeros(_width())) * np.sqrt(variances)
-    covariance, across = known @ known.T, aimed @ known.T
-    noise, chosen = math.sqrt(_NOISE[0] * _NOISE[1]), list[int]()
-    for _ in range(min(count, len(candidates))):
-        variance = np.diag(covariance) + noise
-        gain = (across**2).sum(0) / variance
-        gain[chosen] = -1.0
-        best = int(gain.argmax())
-        chosen.append(best)
-        step = covariance[:, best] / variance[best]
-        across = across - np.outer(across[:, best], step)
-        covariance = covariance - np.outer(covariance[:, best], step)
-    return chosen
-
-
-_SIZES = (1, len(_NAMES), len(_NAMES), 1)
+    return most_telling(known, known, min(count, len(candidates)), math.sqrt(_NOISE[0] * _NOISE[1]))
 
 
 def _width() -> int:

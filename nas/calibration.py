@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cost_models import table
-from cost_models.corrected import CorrectedModel, Observation, choose_kernels
+from cost_models.corrected import CorrectedModel, Observation, choose_observations
 from cost_models.features import cached_weight_bytes
 from cost_models.models import CostModel, plain_model
 from cost_models.roofline import least_s
@@ -216,7 +216,7 @@ def suggest(
     candidates = [
         observed(config, phase, 1.0, base, workload) for config in drawn for phase in ("vision", "prefill", "decode")
     ]
-    ranked = choose_kernels(base, candidates, len(drawn))
+    ranked = choose_observations(base, candidates, len(drawn))
     chosen = list(dict.fromkeys(drawn[index // 3] for index in ranked))[:budget]
     folder.mkdir(parents=True, exist_ok=True)
     lines = [",".join(COLUMNS)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cost_models.calibration import Traits, calibrate, choose, kernel_blocks, standard
-from cost_models.corrected import CorrectedModel, Observation, choose_kernels
+from cost_models.corrected import CorrectedModel, Observation, choose_observations
 from cost_models.errors import CostError
 from cost_models.models import cost_model, plain_model
 from hardware_profiles import Basis, Profile, load
@@ -191,7 +191,7 @@ def test_whole_models_correct_kernels(board: Profile) -> None:
 
 def test_kernels_to_measure_are_of_many_kinds(board: Profile) -> None:
     candidates = timed(board, 150, 0)
-    chosen = choose_kernels(plain_model("auto", board), candidates, 12)
+    chosen = choose_observations(plain_model("auto", board), candidates, 12)
     assert len(set(chosen)) == 12
     assert len({candidates[index].kernels[0][0].kind for index in chosen[:8]}) >= 5
 

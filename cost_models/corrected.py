@@ -22,7 +22,8 @@ from cost_models.calibration import Averaged, average, most_telling
 from cost_models.cost import Amount
 from cost_models.errors import CostError
 from hardware_profiles import Basis, Profile
-from search_spaces import Kernel, KernelKind, Phase
+from hardware_profiles.profile import TVM
+from search_spaces import Kernel, KernelKind, Phase, Precision
 
 if TYPE_CHECKING:
     from cost_models.models import CostModel
@@ -31,8 +32,7 @@ Array = NDArray[np.float64]
 
 #: Fewest measurements that a correction is made of.
 LEAST_OBSERVATIONS = 3
-FILE_NAME = "calibration.json"
-_VERSION = 1
+_VERSION = 2
 #: Kinds whose kernels are corrected alike.
 _GROUPS = {
     KernelKind.LINEAR: "linear",
@@ -47,11 +47,16 @@ _GROUPS = {
     KernelKind.GATHER: "moves",
 }
 _NAMES = ("one row", *sorted(set(_GROUPS.values())))
-#: Weights of the device, of groups of kernels, of their size, of calls.
-_SIZES = (1, len(_NAMES), len(_NAMES), 1)
-#: Their median variances, set by hand (assumed): a device may be off by a factor of two, a group by a quarter, the cost
-#: of a call by much more.
-_VARIANCES = (0.5, 0.06, 0.01, 1.0)
+_PRECISIONS = tuple(Precision)
+#: Weights of the device, of groups of kernels, of their size, of calls, of precisions where one row reads weights and
+#: where many do.
+_SIZES = (1, len(_NAMES), len(_NAMES), 1, 2 * len(_PRECISIONS))
+#: Their median variances for kernels compiled by TVM, set by hand (assumed): a device may be off by a factor of two, a
+#: group by a quarter, the cost of a call by much more.
+_VARIANCES = (0.5, 0.06, 0.01, 1.0, 0.06)
+#: For other runtimes, of which a roofline knows little. Chosen on phones and boards that are no shipped profile's (see
+#: docs/calibration.md).
+_RUNTIME_VARIANCES = (0.5, 0.3, 0.02, 1.0, 0.3)
 _NOISE = (1e-5, 0.05)
 _DRAWS = 64
 #: Shares hang on the factors, which hang on shares.
@@ -60,23 +65,35 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Seconds of kernels that ran in a row, with how often each ran; `resolution_s` is the step of the clock."""
+    """Seconds of kernels that ran in a row, with how often each ran; `resolution_s` is the step of the clock.
+
+    Observations of one `model`, where it is named, are left out together; errors are told by `part`.
+    """
 
     label: str
     kernels: tuple[tuple[Kernel, int], ...]
     seconds: float
     overhead_s: float = 0.0
     resolution_s: float = 0.0
+    part: str = "kernels"
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationError:
-    """Errors of each measurement predicted from all others, before and after; within the interval it should be 68 %."""
+    """Errors of each measurement predicted from all others, before and after; within the interval it should be 68 %.
+
+    `medians` are median errors after, by part: kernels, or phases of models; where models are named, each is predicted
+    from all `models` but itself. Nothing was seen of other `precisions`.
+    """
 
     measurements: int
+    models: int
     mape_before: float
     mape_after: float
     within_interval: float
+    medians: dict[str, float]
+    precisions: list[str]
 
 
 class CorrectedModel:
@@ -105,8 +122,10 @@ class CorrectedModel:
     @classmethod
     def of(cls, base: CostModel) -> CostModel:
         """The stored correction of the base's device around the base; the base itself where there is none."""
-        path = base.profile.folder / FILE_NAME
+        path = base.profile.calibration_json
         if not path.is_file():
+            if base.profile.runtime != TVM:
+                raise CostError(f"{base.profile.name} is not calibrated for the runtime {base.profile.runtime!r}")
             return base
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -124,14 +143,14 @@ class CorrectedModel:
 
     def save(self, observations: Sequence[Observation]) -> Path:
         """Write the correction into the profile's folder, with what it was made of."""
-        path = self.profile.folder / FILE_NAME
+        path = self.profile.calibration_json
         stored = {
             "version": _VERSION,
             "mean": [float(f"{value:.9g}") for value in self._mean],
             "covariance": [[float(f"{value:.9g}") for value in row] for row in self._covariance],
             "noise": float(f"{self._noise:.9g}"),
             "error": asdict(self.error),
-            "measurements": {one.label: one.seconds for one in observations},
+            "measurements": [[one.label, one.seconds] for one in observations],
         }
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(stored) + "\n", encoding="utf-8")
@@ -162,21 +181,32 @@ class CorrectedModel:
     def told(self) -> str:
         """The correction and its error in a few words."""
         error = self.error
+        runtime = "" if self.profile.runtime == TVM else f" of {self.profile.runtime}"
+        if error.models:
+            parts = ", ".join(f"{part} {median:.0%}" for part, median in error.medians.items())
+            return (
+                f"calibrated on {error.measurements} figures{runtime} for {error.models} models in "
+                f"{', '.join(error.precisions)}: median error of a model predicted from the others: {parts}"
+            )
         return (
-            f"calibrated on {error.measurements} measurements: MAPE {error.mape_after:.1%} of each predicted from the "
-            f"others ({error.mape_before:.1%} before)"
+            f"calibrated on {error.measurements} measurements{runtime}: MAPE {error.mape_after:.1%} of each predicted "
+            f"from the others ({error.mape_before:.1%} before)"
         )
 
 
 def choose_observations(base: CostModel, candidates: Sequence[Observation], count: int) -> list[int]:
     """Which candidates to measure, the first first, so that all become surest; their seconds are not looked at."""
-    variances = np.repeat(_VARIANCES, _SIZES)
+    variances = np.repeat(_variances(base), _SIZES)
     known = _shares(base, candidates, np.zeros(_width())) * np.sqrt(variances)
     return most_telling(known, known, min(count, len(candidates)), math.sqrt(_NOISE[0] * _NOISE[1]))
 
 
 def _width() -> int:
     return sum(_SIZES)
+
+
+def _variances(base: CostModel) -> tuple[float, ...]:
+    return _VARIANCES if base.profile.runtime == TVM else _RUNTIME_VARIANCES
 
 
 def _traits(kernels: Sequence[Kernel], seconds: Array, profile: Profile) -> Array:
@@ -188,7 +218,9 @@ def _traits(kernels: Sequence[Kernel], seconds: Array, profile: Profile) -> Arra
         found[row, 0] = 1.0
         found[row, 1 + at] = 1.0
         found[row, 1 + len(_NAMES) + at] = math.log10((kernel.ops + kernel.bytes_moved) / 1e6)
-    found[:, -1] = np.minimum(profile.kernel_overhead_s.value / seconds, 1.0)
+        precision = _PRECISIONS.index(kernel.precision) + (name == "one row") * len(_PRECISIONS)
+        found[row, 2 + 2 * len(_NAMES) + precision] = 1.0
+    found[:, 1 + 2 * len(_NAMES)] = np.minimum(profile.kernel_overhead_s.value / seconds, 1.0)
     return found
 
 
@@ -215,15 +247,19 @@ def _fit(base: CostModel, observations: Sequence[Observation], seed: int) -> Ave
         seconds, gains = zip(*(_observed(base, one, weights) for one in observations), strict=True)
         features = np.array(gains)
         target = measured - np.log(seconds) + features @ weights
-        found = average(features, target, _SIZES, _VARIANCES, _NOISE, rounding, _DRAWS, seed)
+        found = average(features, target, _SIZES, _variances(base), _NOISE, rounding, _DRAWS, seed)
         weights = found.mean
     return found
 
 
 def _left_out(base: CostModel, observations: Sequence[Observation], seed: int) -> CalibrationError:
-    """Each measurement (in ten parts, where there are many) predicted from the others."""
+    """Each model (or, where none is named, each measurement; in ten parts, where there are many) from the others."""
     count = len(observations)
-    part = np.random.default_rng(seed).permutation(count) % min(count, 10)
+    models = list(dict.fromkeys(one.model for one in observations))
+    if len(models) > 1:
+        part = np.array([models.index(one.model) for one in observations])
+    else:
+        part = np.random.default_rng(seed).permutation(count) % min(count, 10)
     before, after, inside = np.empty(count), np.empty(count), np.empty(count)
     for index in range(int(part.max()) + 1):
         seen = [one for one, where in zip(observations, part, strict=True) if where != index]
@@ -239,4 +275,10 @@ def _left_out(base: CostModel, observations: Sequence[Observation], seed: int) -
             after[at] = abs(seconds / one.seconds - 1.0)
             deviation = math.sqrt(gain @ found.covariance @ gain + found.noise)
             inside[at] = abs(math.log(seconds / one.seconds)) <= deviation
-    return CalibrationError(count, float(before.mean()), float(after.mean()), float(inside.mean()))
+    parts = np.array([one.part for one in observations])
+    medians = {name: float(np.median(after[parts == name])) for name in sorted(set(parts.tolist()))}
+    named = len(models) if len(models) > 1 else 0
+    precisions = sorted({kernel.precision.value for one in observations for kernel, _ in one.kernels})
+    return CalibrationError(
+        count, named, float(before.mean()), float(after.mean()), float(inside.mean()), medians, precisions
+    )

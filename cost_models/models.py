@@ -14,6 +14,7 @@ from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
 from cost_models.roofline import RooflineModel
 from hardware_profiles import Basis, Profile
+from hardware_profiles.profile import TVM
 from search_spaces import Kernel, Phase, unknown
 
 
@@ -46,9 +47,12 @@ COST_MODELS: dict[str, Callable[[Profile], CostModel]] = {"roofline": RooflineMo
 
 
 def plain_model(name: str, profile: Profile) -> CostModel:
-    """The named model for a profile; `auto` is the learned one where the profile has a table, else roofline."""
+    """The named model for a profile; `auto` is the learned one where the profile has a table, else roofline.
+
+    A table is of kernels compiled by TVM: for other runtimes it is the roofline.
+    """
     if name == "auto":
-        name = "learned" if profile.kernels_csv.is_file() else "roofline"
+        name = "learned" if profile.runtime == TVM and profile.kernels_csv.is_file() else "roofline"
     if name not in COST_MODELS:
         raise unknown("cost model", name, [*COST_MODELS, "auto"])
     return COST_MODELS[name](profile)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hardware_profiles.detect import HOST, chip_name, detect_host
 from hardware_profiles.files import FILE_NAME, nearest, read, user_devices, write
-from hardware_profiles.profile import NAME, Profile, ProfileError
+from hardware_profiles.profile import CALIBRATION_OF, NAME, Profile, ProfileError
 
 SHIPPED = Path(__file__).parent / "data"
 
@@ -21,12 +21,22 @@ def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: st
     """The profile of a device; raises ProfileError.
 
     A str is a name and never leaves its folder, unless it ends in .yaml; a Path is a YAML file or a device's folder.
+    NAME@RUNTIME is the device with its models run by another runtime than TVM, one that it is calibrated for.
     Who passes on text of strangers checks that it is `in names()` first.
     `host` is measured on first use and again on another processor; `llvm_cpu` is LLVM's name for it, where known.
     """
     if isinstance(name_or_path, Path) or name_or_path.endswith((".yaml", ".yml")):
         return read(Path(name_or_path))
-    name = name_or_path
+    name, _, runtime = name_or_path.partition("@")
+    if runtime:
+        found = load(name, data_folder, llvm_cpu)
+        if runtime not in found.runtimes:
+            raise ProfileError(
+                f"{name} is not calibrated for the runtime {runtime!r}{nearest(runtime, found.runtimes)} (known: "
+                f"{', '.join(found.runtimes)}); calibrate it: nas device calibrate {name} --runtime {runtime} "
+                "--measurements FILE"
+            )
+        return found.in_runtime(runtime)
     if name == HOST:
         return _host(data_folder, llvm_cpu)
     if not NAME.fullmatch(name):
@@ -56,8 +66,9 @@ def own(profile: Profile, data_folder: Path | None = None, *, with_table: bool =
     if (folder / FILE_NAME).is_file():
         return read(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("kernels.csv", "predictor.json"):
-        if with_table and (profile.folder / name).is_file():
+    tables = ("kernels.csv", "predictor.json") if with_table else ()
+    for name in (*tables, *(path.name for path in profile.folder.glob(CALIBRATION_OF.format("*")))):
+        if (profile.folder / name).is_file():
             shutil.copyfile(profile.folder / name, folder / name)
     return write(profile, folder)
 

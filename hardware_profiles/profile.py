@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraint
 from hardware_profiles.facts import Fact
 
 NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+#: The runtime whose kernels are tabled; any other has a calibration of its own.
+TVM = "tvm"
+CALIBRATION_OF = "calibration-{}.json"
 
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(gt=0, strict=True)]
@@ -125,6 +128,7 @@ class Profile(_Strict):
     power: Power
 
     _folder: Path | None = PrivateAttr(default=None)
+    _runtime: str = PrivateAttr(default=TVM)
 
     @field_validator("name")
     @classmethod
@@ -182,6 +186,31 @@ class Profile(_Strict):
     def kernels_csv(self) -> Path:
         """The device's table of kernels, beside its profile; the file need not exist."""
         return self.folder / "kernels.csv"
+
+    @property
+    def runtime(self) -> str:
+        """What runs the models: kernels compiled by TVM, or a runtime known from what it was seen to do."""
+        return self._runtime
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Every runtime that `in_runtime` takes."""
+        stored = self.folder.glob(CALIBRATION_OF.format("*"))
+        before, after = CALIBRATION_OF.split("{}")
+        return (TVM, *sorted(path.name.removeprefix(before).removesuffix(after) for path in stored))
+
+    @property
+    def calibration_json(self) -> Path:
+        """The correction of the device's predictor in its runtime, beside its profile; the file need not exist."""
+        return self.folder / ("calibration.json" if self.runtime == TVM else CALIBRATION_OF.format(self.runtime))
+
+    def in_runtime(self, runtime: str) -> Profile:
+        """The same device, its models run by `runtime`."""
+        if not NAME.fullmatch(runtime):
+            raise ProfileError(f"a runtime is named by lower-case letters, digits, . _ or -, but got {runtime!r}")
+        copy = self.model_copy(update={"title": f"{self.title}, {runtime}"} if runtime != self.runtime else None)
+        copy._runtime = runtime
+        return copy
 
     def in_folder(self, folder: Path) -> Profile:
         """The same profile, living in `folder`."""

@@ -1,7 +1,13 @@
 """A device's predictor corrected by what its owner measured: reading it, fitting, and saying what does not fit.
 
-A file of measurements is a table of kernels (as the timing kit writes it), or lines of `config,phase,latency_ms`: a
-config is a JSON file beside it, a phase one of vision (with the projector), prefill, decode (one token) or request.
+A file of measurements is one of three:
+
+- a table of kernels, as the timing kit writes it;
+- lines of `config,phase,latency_ms`: a config is a JSON file beside it, a phase one of vision (with the projector),
+  prefill, decode (one token) or request;
+- published figures, lines of `runtime,model,precision,phase,tokens,value,unit,source`: a model is a reference encoder
+  (phase encode; `tokens` is the image's side in pixels) or decoder (prefill of so many tokens, decode of one token
+  behind so many).
 """
 
 from __future__ import annotations
@@ -9,7 +15,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,13 +29,25 @@ from cost_models.models import CostModel, plain_model
 from cost_models.roofline import least_s
 from hardware_profiles import Profile
 from hardware_profiles.catalog import own
+from hardware_profiles.profile import TVM
 from nas.errors import NasError
 from nas.kernel_table import GRAPH_PHASES
-from search_spaces import Kernel, Phase, SearchSpace, VLMConfig, Workload
+from search_spaces import Kernel, Phase, Precision, SearchSpace, VLMConfig, Workload
+from search_spaces.reference import reference_decoder, reference_encoder
 
 COLUMNS = ("config", "phase", "latency_ms")
 #: Phases that a person times, and the kernels of each; a request is all of them, each token decoded.
 PHASES = {**GRAPH_PHASES, "request": tuple(Phase)}
+#: Columns of published figures; a token's context is assumed where `tokens` is empty.
+FIGURES = ("runtime", "model", "precision", "phase", "tokens", "value", "unit", "source")
+_ASSUMED_TOKENS = {"prefill": 128, "decode": 256}
+#: Seconds from a value in a unit, for so many tokens.
+_UNITS: dict[str, Callable[[float, int], float]] = {
+    "ms": lambda value, tokens: value * 1e-3,
+    "s": lambda value, tokens: value,
+    "tokens/s": lambda value, tokens: tokens / value,
+    "images/s": lambda value, tokens: 1.0 / value,
+}
 #: Trust below this is told.
 _DOUBTED = 0.35
 #: The file that `suggest` leaves to be filled in.
@@ -59,10 +77,53 @@ def read_measurements(path: Path, model: CostModel, workload: Workload) -> tuple
         return _kernels(path, numbered[1:]), notes
     if header == COLUMNS:
         return _phases(path, numbered[1:], model, workload), notes
+    if header == FIGURES:
+        return _figures(path, numbered[1:], model.profile.runtime), notes
     raise NasError(
-        f"{path}, line {numbered[0][0]}: the first line must be {','.join(COLUMNS)} or that of a kernel table "
-        f"({','.join(table.COLUMNS)})"
+        f"{path}, line {numbered[0][0]}: the first line must be {','.join(COLUMNS)}, {','.join(FIGURES)} or that of a "
+        f"kernel table ({','.join(table.COLUMNS)})"
     )
+
+
+def _figures(path: Path, numbered: Sequence[tuple[int, str]], runtime: str) -> list[Observation]:
+    found, runtimes = [], set()
+    for number, line in numbered:
+        cells = next(csv.reader([line]))
+        if len(cells) != len(FIGURES):
+            raise NasError(f"{path}, line {number}: a line is {','.join(FIGURES)}, but got {line!r}")
+        row = dict(zip(FIGURES, cells, strict=True))
+        runtimes.add(row["runtime"])
+        if row["runtime"] == runtime:
+            try:
+                found.append(_figure(row))
+            except ValueError as error:
+                raise NasError(f"{path}, line {number}: {error}") from None
+    if not found:
+        raise NasError(f"{path}: no figures of the runtime {runtime!r}, but of {', '.join(sorted(runtimes))}")
+    return found
+
+
+def _figure(row: dict[str, str]) -> Observation:
+    phase, unit, written = row["phase"], row["unit"], row["value"]
+    if phase not in ("encode", "prefill", "decode") or unit not in _UNITS:
+        raise ValueError(f"a phase is encode, prefill or decode, a unit one of {', '.join(_UNITS)}, but got {row}")
+    precision = Precision(row["precision"])
+    if phase == "encode":
+        encoder = reference_encoder(row["model"])
+        tokens, dimensions = 1, encoder.dimensions
+        kernels = encoder.kernels(int(row["tokens"]) if row["tokens"] else None, precision)
+    else:
+        decoder = reference_decoder(row["model"])
+        tokens, dimensions = int(row["tokens"] or _ASSUMED_TOKENS[phase]), decoder.dimensions
+        kernels = decoder.kernels(tokens if phase == "prefill" else 1, tokens, precision)
+    value = float(written)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"a value is positive and finite, but got {written}")
+    seconds = _UNITS[unit](value, tokens if phase == "prefill" else 1)
+    # a last digit of the value is this share of it, and of the seconds
+    step = 10.0 ** -len(written.partition(".")[2]) / value
+    label = f"{row['model']} {precision} {phase}"
+    return Observation(label, tuple(kernels), seconds, 0.0, step * seconds, phase, repr(dimensions))
 
 
 def _kernels(path: Path, numbered: Sequence[tuple[int, str]]) -> list[Observation]:
@@ -77,7 +138,7 @@ def _kernels(path: Path, numbered: Sequence[tuple[int, str]]) -> list[Observatio
                 continue  # a run of the kit was stopped within this line
             raise NasError(f"{path}, line {number}: {error}") from None
         _check_positive(seconds, path, number)
-        found[kernel] = Observation(str(kernel), ((kernel, 1),), seconds)
+        found[kernel] = Observation(str(kernel), ((kernel, 1),), seconds, part=kernel.kind.value)
     return list(found.values())
 
 
@@ -126,18 +187,19 @@ def observed(
             alone_s = float(model.latencies_s(asked) @ np.array(counts))
             read = sum(count * cached_weight_bytes(kernel) for kernel, count in counted)
             overhead_s += model.overhead_s(parts[0], sum(counts), alone_s, read) * times[parts[0]]
-    return Observation(f"{config.id} {phase}", tuple(kernels), seconds, overhead_s, resolution_s)
+    return Observation(f"{config.id} {phase}", tuple(kernels), seconds, overhead_s, resolution_s, phase)
 
 
-def calibrate(profile: Profile, path: Path, workload: Workload, seed: int) -> dict[str, Any]:
+def calibrate(profile: Profile, path: Path, workload: Workload, seed: int, runtime: str = TVM) -> dict[str, Any]:
     """Correct the device's predictor by a file of measurements; the correction lives in the user's own folder."""
-    profile = own(profile, with_table=True)
+    profile = own(profile, with_table=True).in_runtime(runtime)
     base = plain_model("auto", profile)
     observations, notes = read_measurements(path, base, workload)
     model, trust = CorrectedModel.fit(base, observations, seed)
     stored = model.save(observations)
     return {
         "device": profile.name,
+        "runtime": runtime,
         "calibration": str(stored),
         "error": asdict(model.error),
         "notes": notes + contradictions(base, observations),
@@ -147,7 +209,9 @@ def calibrate(profile: Profile, path: Path, workload: Workload, seed: int) -> di
 
 def contradictions(base: CostModel, observations: Sequence[Observation]) -> list[str]:
     """What the measurements say against the profile's facts."""
-    profile, notes = base.profile, []
+    profile, notes = base.profile, list[str]()
+    if profile.runtime != TVM:  # it may use an accelerator that the facts do not tell of
+        return notes
     least = np.array([sum(least_s(kernel, profile) * count for kernel, count in one.kernels) for one in observations])
     seconds = np.array([one.seconds for one in observations])
     faster = int((seconds < 0.9 * least).sum())
@@ -185,10 +249,9 @@ def agreement(profile: Profile, path: Path, model: CostModel, workload: Workload
     for one in observations:
         kernels, counts = zip(*one.kernels, strict=True)
         predicted = float(model.latencies_s(kernels) @ np.array(counts)) + one.overhead_s
-        part = one.label.rpartition(" ")[2] if one.label.rpartition(" ")[2] in PHASES else kernels[0].kind.value
-        rows.append({"label": one.label, "part": part, "predicted_s": predicted, "measured_s": one.seconds})
+        rows.append({"label": one.label, "part": one.part, "predicted_s": predicted, "measured_s": one.seconds})
         errors.append(predicted / one.seconds - 1.0)
-        parts.append(part)
+        parts.append(one.part)
     by_part = {
         part: _summary([error for error, own in zip(errors, parts, strict=True) if own == part])
         for part in sorted(set(parts))

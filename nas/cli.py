@@ -29,6 +29,9 @@ app.add_typer(bench_app, name="bench")
 Storage = Annotated[str, typer.Option("--storage", help="Optuna storage URL.")]
 Name = Annotated[str | None, typer.Option("--experiment", "-e", help="Experiment, where the storage holds several.")]
 Device = Annotated[str | None, typer.Option("--device", "-d", help="A device's name; the experiment's own by default.")]
+Runtime = Annotated[
+    str | None, typer.Option("--runtime", help="What runs the models, where the device is calibrated for it.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")]
 
 
@@ -74,12 +77,16 @@ def search(
 
 @app.command()
 def front(
-    storage: Storage = DEFAULT_STORAGE, experiment: Name = None, device: Device = None, as_json: AsJson = False
+    storage: Storage = DEFAULT_STORAGE,
+    experiment: Name = None,
+    device: Device = None,
+    runtime: Runtime = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the front of a stored experiment, priced for any device."""
     from nas import query, screen
 
-    archive, profile = _open(storage, experiment, device)
+    archive, profile = _open(storage, experiment, device, runtime)
     try:
         members = query.front(archive, profile)
         if as_json:
@@ -95,6 +102,7 @@ def best(
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     device: Device = None,
+    runtime: Runtime = None,
     max_latency_ms: float | None = None,
     max_ttft_ms: float | None = None,
     max_decode_ms: float | None = None,
@@ -117,7 +125,7 @@ def best(
         "min_accuracy": min_accuracy,
     }
     caps = {name: limit for name, limit in asked.items() if limit is not None}
-    archive, profile = _open(storage, experiment, device)
+    archive, profile = _open(storage, experiment, device, runtime)
     try:
         member = query.best(archive, profile, caps)
         if as_json:
@@ -134,6 +142,7 @@ def best(
 def predict(
     config: Annotated[str, typer.Argument(help="A config.json, or the id of a stored model.")],
     device: Annotated[str, typer.Option("--device", "-d", help="A device's name.")] = "host",
+    runtime: Runtime = None,
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     cost_model: Annotated[str, typer.Option(help="auto, learned or roofline.")] = "auto",
@@ -148,7 +157,7 @@ def predict(
 
     found = prediction.config_of(config, storage, experiment)
     workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    predicted = prediction.predict(found, workload, workflow.device(device), cost_model)
+    predicted = prediction.predict(found, workload, workflow.device(_in(device, runtime)), cost_model)
     if as_json:
         screen.print_json(predicted)
     else:
@@ -352,7 +361,10 @@ def device_measure(
 
 
 Measurements = Annotated[
-    Path | None, typer.Option("--measurements", "-m", help="A kernel table (the kit's), or config,phase,latency_ms.")
+    Path | None,
+    typer.Option(
+        "--measurements", "-m", help="A kernel table (the kit's), config,phase,latency_ms, or published figures."
+    ),
 ]
 
 
@@ -360,6 +372,7 @@ Measurements = Annotated[
 def device_calibrate(
     name: Annotated[str, typer.Argument(help="The device that was measured.")],
     measurements: Measurements = None,
+    runtime: Annotated[str, typer.Option(help="What ran the models: tvm, llama.cpp, rkllm, executorch, ...")] = "tvm",
     budget: Annotated[int, typer.Option(min=1, help="Without measurements: models to measure, the first first.")] = 20,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for these models.")] = Path("to-measure"),
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 10,
@@ -375,7 +388,7 @@ def device_calibrate(
     profile = workflow.device(name)
     workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     if measurements is not None:
-        screen.show_calibration(calibration.calibrate(profile, measurements, workload, seed), as_json)
+        screen.show_calibration(calibration.calibrate(profile, measurements, workload, seed, runtime), as_json)
         return
     chosen = calibration.suggest(profile, devices.space_named(space), workload, budget, seed, output)
     if as_json:
@@ -415,6 +428,7 @@ def device_validate(
     kernels: Annotated[int, typer.Option(min=10, help="Kernels to time.")] = 200,
     models: Annotated[int, typer.Option(min=0, help="Whole models to time, on host.")] = 20,
     measurements: Measurements = None,
+    runtime: Runtime = None,
     report: Annotated[Path | None, typer.Option(help="HTML file with a plot of the measurements.")] = None,
     rpc_tracker: Tracker = None,
     rpc_key: Key = None,
@@ -430,7 +444,7 @@ def device_validate(
         from cost_models.models import cost_model
         from nas import calibration
 
-        profile = workflow.device(name)
+        profile = workflow.device(_in(name, runtime))
         agreed = calibration.agreement(profile, measurements, cost_model("auto", profile), devices.WORKLOAD)
         if report is not None:
             from nas.report.agreement import write_agreement
@@ -522,13 +536,17 @@ def main() -> None:
         sys.exit(130)
 
 
-def _open(storage: str, experiment: str | None, device: str | None) -> tuple[Any, Any]:
+def _in(device: str, runtime: str | None) -> str:
+    return f"{device}@{runtime}" if runtime else device
+
+
+def _open(storage: str, experiment: str | None, device: str | None, runtime: str | None = None) -> tuple[Any, Any]:
     from nas.archive import Archive
     from nas.workflow import device as profile_of
 
     archive = Archive.open(storage, experiment)
     try:
-        return archive, profile_of(device or archive.experiment.device)
+        return archive, profile_of(_in(device or archive.experiment.device, runtime))
     except BaseException:
         archive.close()
         raise

@@ -99,9 +99,7 @@ def _drop_static(profile: Profile) -> None:
 
 def _drop_calibration(profile: Profile) -> None:
     """A correction is one of the predictor that it was made for."""
-    from cost_models.corrected import FILE_NAME
-
-    (profile.folder / FILE_NAME).unlink(missing_ok=True)
+    profile.calibration_json.unlink(missing_ok=True)
 
 
 class Board:
@@ -188,11 +186,12 @@ def told(profile: Profile) -> dict[str, Any]:
     rows = table.read(profile.kernels_csv)
     bases = {basis.value: sum(row.basis is basis for row in rows.values()) for basis in Basis}
     model = LearnedModel.of(profile) if LearnedModel.is_fitted(profile) else None
-    corrected = cost_model("auto", profile)
+    corrected = {runtime: cost_model("auto", profile.in_runtime(runtime)) for runtime in profile.runtimes}
+    errors = {runtime: asdict(own.error) for runtime, own in corrected.items() if isinstance(own, CorrectedModel)}
     return {
         "device": profile.name,
         "folder": str(profile.folder),
         "kernels": {basis: count for basis, count in bases.items() if count},
         "predictor": None if model is None else asdict(model.error),
-        "calibration": asdict(corrected.error) if isinstance(corrected, CorrectedModel) else None,
+        "calibration": errors,
     }

@@ -213,8 +213,9 @@ def devices_note(profiles: Sequence[Profile]) -> str:
     for profile in profiles:
         if LearnedModel.is_fitted(profile):
             lines.append(f"{profile.name}: {LearnedModel.of(profile).told()}")
-        if isinstance(corrected := cost_model("auto", profile), CorrectedModel):
-            lines.append(f"{profile.name}: {corrected.told()}")
+        for runtime in profile.runtimes:
+            if isinstance(corrected := cost_model("auto", profile.in_runtime(runtime)), CorrectedModel):
+                lines.append(f"{profile.name}: {corrected.told()}")
     return "\n".join(lines)
 
 
@@ -276,10 +277,12 @@ def show_calibration(found: dict[str, Any], as_json: bool) -> None:
         print_json(found)
         return
     error = found["error"]
+    each = f"each of {error['models']} models" if error["models"] else "each"
+    parts = ", ".join(f"{part} {median:.1%}" for part, median in error["medians"].items())
     lines = [
-        f"{found['device']}: each of {error['measurements']} measurements, predicted from the others: MAPE "
-        f"{error['mape_after']:.1%} (before: {error['mape_before']:.1%}); {error['within_interval']:.0%} inside an "
-        "interval that should hold 68 %",
+        f"{found['device']}, {found['runtime']}: {error['measurements']} measurements, {each} predicted from the "
+        f"others: MAPE {error['mape_after']:.1%} (before: {error['mape_before']:.1%}); median error {parts}; "
+        f"{error['within_interval']:.0%} inside an interval that should hold 68 %",
         *(f"note: {note}" for note in found["notes"]),
         *(f"doubted: {label} does not fit the others" for label in found["doubted"]),
         f"kept in {found['calibration']}; delete it to go back",

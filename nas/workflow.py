@@ -11,6 +11,7 @@ from typing import Any
 
 from cost_models.models import CostModel, cost_model
 from hardware_profiles import Profile, load
+from hardware_profiles.profile import TVM
 from nas import query
 from nas.archive import Archive, Evaluation
 from nas.candidate import Pricer
@@ -59,7 +60,7 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
         timed("train", lambda: promote(archive, spec.seconds, spec.promote, train, progress))
         front = query.front(archive)
         measured: list[dict[str, Any]] = []
-        if profile.name == "host" and experiment.measure:
+        if profile.name == "host" and profile.runtime == TVM and experiment.measure:
             members = front[: experiment.measure]
             measured = timed("measure", lambda: measure(archive, profile, members, folder, progress))
         report = timed("report", lambda: write_report(archive, profile, folder / "report.html"))
@@ -69,7 +70,7 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
 
 
 def device(name: str) -> Profile:
-    """The profile of a device; `host` with LLVM's own name of this processor, asked once."""
+    """The profile of a device, NAME or NAME@RUNTIME; `host` with LLVM's own name of this processor, asked once."""
     if name != "host":
         return load(name)
     known = load("host")
@@ -82,7 +83,7 @@ def device(name: str) -> Profile:
 
 def ready_model(experiment: Experiment, profile: Profile, progress: Progress) -> CostModel:
     """The experiment's cost model; on `host` its kernels are timed first where they were not yet."""
-    if profile.name == "host" and experiment.cost_model != "roofline":
+    if profile.name == "host" and profile.runtime == TVM and experiment.cost_model != "roofline":
         from nas.kernel_table import Plan, complete_table
 
         space, workload = SPACES[experiment.space], experiment.workload.workload()

@@ -17,15 +17,25 @@ if TYPE_CHECKING:
 
 @cache
 def decoder_block(
-    tokens: int, keys: int, kv_heads: int, group: int, head_width: int, feed_forward: int, precision: Precision
+    tokens: int,
+    keys: int,
+    kv_heads: int,
+    group: int,
+    head_width: int,
+    feed_forward: int,
+    precision: Precision,
+    width: int | None = None,
+    gated: bool = True,
 ) -> tuple[Kernel, ...]:
     """Kernels of one block for `tokens` new rows that attend to `keys` rows; prefill where both are equal.
 
     The queries of a group are stacked in the rows of one product per KV head, so K and V are read once. A decode
-    step writes its row into a KV cache of `keys` rows before it attends.
+    step writes its row into a KV cache of `keys` rows before it attends. `width` is that of a token where all heads
+    together have another; a feed-forward that is not `gated` is linear, GELU, linear.
     """
     heads = kv_heads * group
-    width = heads * head_width
+    inner = heads * head_width
+    width = width or inner
 
     def linear(n: int, k: int, *epilogue: str) -> Kernel:
         return Kernel(KernelKind.LINEAR, tokens, n, k, epilogue=epilogue, precision=precision)
@@ -41,9 +51,14 @@ def decoder_block(
     rows, step = group * tokens, tokens < keys
     mask = ("mask",) if step else ()  # one row of it fuses with the product; many rows are read by the softmax
     softmax = "softmax" if step else "causal_softmax"
+    up = (
+        (linear(feed_forward, width), linear(feed_forward, width, "silu", "multiply"))
+        if gated
+        else (linear(feed_forward, width, "bias", "gelu"),)
+    )
     return (
         norm,
-        linear(width, width),
+        linear(inner, width),
         linear(kv_heads * head_width, width),
         linear(kv_heads * head_width, width),
         rope(heads),
@@ -52,10 +67,9 @@ def decoder_block(
         Kernel(KernelKind.SOFTMAX, rows, keys, batch=kv_heads, op=softmax, precision=precision),
         Kernel(KernelKind.VALUES, rows, head_width, keys, batch=kv_heads, precision=precision),
         *join_heads(tokens, heads, head_width, precision),
-        linear(width, width, "residual"),
+        linear(width, inner, "residual"),
         norm,
-        linear(feed_forward, width),
-        linear(feed_forward, width, "silu", "multiply"),
+        *up,
         linear(width, feed_forward, "residual"),
     )
 

@@ -34,11 +34,15 @@ def join_heads(tokens: int, heads: int, head_width: int, precision: Precision) -
 
 @cache
 def attention_block(
-    tokens: int, heads: int, head_width: int, feed_forward: int, precision: Precision
+    tokens: int, heads: int, head_width: int, feed_forward: int, precision: Precision, gated: bool = False
 ) -> tuple[Kernel, ...]:
-    """Kernels of one pre-norm encoder block over (tokens, heads * head_width): LayerNorm, GELU, biases."""
+    """Kernels of one pre-norm encoder block over (tokens, heads * head_width): LayerNorm, GELU or SwiGLU, biases."""
     width = heads * head_width
     project = Kernel(KernelKind.LINEAR, tokens, width, width, epilogue=("bias",), precision=precision)
+
+    def up(*epilogue: str) -> Kernel:
+        return Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=epilogue, precision=precision)
+
     return (
         Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision),
         *(project,) * 3,
@@ -49,7 +53,7 @@ def attention_block(
         *join_heads(tokens, heads, head_width, precision),
         Kernel(KernelKind.LINEAR, tokens, width, width, epilogue=("bias", "residual"), precision=precision),
         Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=("bias", "gelu"), precision=precision),
+        *((up("bias"), up("bias", "silu", "multiply")) if gated else (up("bias", "gelu"),)),
         Kernel(KernelKind.LINEAR, tokens, width, feed_forward, epilogue=("bias", "residual"), precision=precision),
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,18 @@ import numpy as np
 import pytest
 
 from cost_models import table
-from cost_models.corrected import Observation
+from cost_models.corrected import CorrectedModel, Observation
 from cost_models.models import cost_model, plain_model
 from cost_models.roofline import least_s
+from experiments import shipped_runtimes
 from experiments.benchmarks import fewshot
 from hardware_profiles import load
 from hardware_profiles.catalog import SHIPPED
 from nas import calibration
 from nas.devices import WORKLOAD
 from nas.errors import NasError
-from search_spaces import SPACES, Kernel, KernelKind
+from search_spaces import SPACES, Kernel, KernelKind, Precision
+from search_spaces.reference import reference_decoder
 
 PI = load(SHIPPED / "raspberry-pi-4")
 BASE = plain_model("auto", PI)
@@ -75,15 +79,26 @@ def test_suggested_models_filled_in_calibrate_a_board(data: Path) -> None:
 
 
 HEADER = ",".join(table.COLUMNS)
+FIGURES = ",".join(calibration.FIGURES)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "no measurements"),
-        ("a,b\n1,2\n", "the first line must be config,phase,latency_ms or"),
+        ("a,b\n1,2\n", "the first line must be config,phase,latency_ms, runtime"),
         ("config,phase,latency_ms\nx.json,decode,1\n", r"line 2: .*No such file"),
         ("config,phase,latency_ms\nx.json,chewing,1\n", "a phase one of vision, prefill, decode, request"),
+        (
+            f"{FIGURES}\nrkllm,Qwen2-0.5B,w8a8,decode,,41.58,tokens/s,page\n",
+            "no figures of the runtime 'tvm', but of rkllm",
+        ),
+        (
+            f"{FIGURES}\ntvm,Qwen9-0.5B,w8a8,decode,,41.58,tokens/s,page\n",
+            "line 2: unknown decoder 'Qwen9-0.5B'.*'Qwen",
+        ),
+        (f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,decode,,41.58,miles/h,page\n", "line 2: a phase is encode, .* a unit one of"),
+        (f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,decode,,0,tokens/s,page\n", "line 2: a value is positive"),
         (f"{HEADER}\nlinear,1,2,3,1,1,1,,,fp32,-1,-1,measured\n", "line 2: a latency is positive"),
         (f"{HEADER}\nlinear,1,2\n", "line 2"),
         (f"{HEADER}\nnonsense,1,2,3,1,1,1,,,fp32,1,1,measured\n", "line 2: 'nonsense'"),
@@ -132,7 +147,7 @@ def test_the_commands_calibrate_and_show_a_plot(run: Any, data: Path) -> None:
     assert json.loads(done.stdout)["all"]["within_10_percent"] == 1.0
     assert "predicted against measured" in page.read_text()
     shown = json.loads(run("devices", "raspberry-pi-4", "--json").stdout)
-    assert shown["latency"]["calibration"]["measurements"] == 30
+    assert shown["latency"]["calibration"]["tvm"]["measurements"] == 30
 
 
 def test_few_measurements_rank_networks_of_published_devices() -> None:
@@ -145,3 +160,52 @@ def test_few_measurements_rank_networks_of_published_devices() -> None:
         measured = pool.of(device)
         predicted = fewshot.calibrate(traits, chosen, measured[chosen]).latency_s
         assert spearmanr(predicted, measured).statistic > least, device
+
+
+FIGURE_FILES = sorted(SHIPPED.glob("*/figures.csv"))
+
+
+@pytest.mark.parametrize("figures", FIGURE_FILES, ids=[path.parent.name for path in FIGURE_FILES])
+def test_shipped_runtimes_are_those_of_their_figures(figures: Path) -> None:
+    kernels = [kernel for kernel, _ in reference_decoder("Qwen2.5-1.5B").kernels(1, 256, Precision.INT4)]
+    for runtime in shipped_runtimes.runtimes(figures):
+        profile = load(f"{figures.parent.name}@{runtime}")
+        shipped = cost_model("auto", profile)
+        refitted, observations = shipped_runtimes.fitted(figures, runtime)
+        assert len(observations) >= 5
+        np.testing.assert_allclose(shipped.latencies_s(kernels), refitted.latencies_s(kernels), rtol=1e-6)
+        assert isinstance(shipped, CorrectedModel)
+        assert max(shipped.error.medians.values()) < 0.35
+
+
+def test_published_figures_price_a_model_that_they_leave_out(run: Any, data: Path) -> None:
+    lines = (SHIPPED / "orange-pi-5" / "figures.csv").read_text().splitlines()
+    file = data / "figures.csv"
+    file.write_text("\n".join(line for line in lines if "Gemma" not in line) + "\n")
+    done = run("device", "calibrate", "orange-pi-5", "--runtime", "rkllm", "-m", str(file), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["error"]
+    assert (told["models"], told["precisions"]) == (7, ["w8a8"])
+    model = cost_model("auto", load("orange-pi-5@rkllm"))
+    kernels, counts = zip(*reference_decoder("Gemma-2-2B").kernels(1, 192, Precision.W8A8), strict=True)
+    tokens_per_s = 1.0 / float(model.latencies_s(kernels) @ np.array(counts))
+    assert tokens_per_s == pytest.approx(10.37, rel=0.15)  # as published
+    alone = model.deviations(kernels)
+    other = model.deviations([replace(kernel, precision=Precision.INT4) for kernel in kernels])
+    assert (other > alone).all()  # no figure is of int4
+
+
+def test_a_runtime_that_nobody_calibrated_is_refused(run: Any, data: Path) -> None:
+    done = run("devices", "orange-pi-5@rkllmm")
+    assert done.returncode == 2
+    assert "did you mean 'rkllm'" in done.stderr
+    assert "--runtime rkllmm" in done.stderr
+    config = data / "config.json"
+    config.write_text(json.dumps(SPACES["tiny"].decode(SPACES["tiny"].sample(random.Random(0))).to_dict()))
+    one, other = (
+        json.loads(run("predict", str(config), "-d", "orange-pi-5", *option, "--json").stdout)
+        for option in ((), ("--runtime", "rkllm"))
+    )
+    assert one["objectives"]["latency"]["basis"] == "static"
+    assert other["objectives"]["latency"]["basis"] == "calibrated"
+    assert one["objectives"]["latency"]["value"] != other["objectives"]["latency"]["value"]

@@ -124,9 +124,7 @@ def kernel_blocks(kernels: Sequence[Kernel], counts: Array, seconds: Array) -> d
 
     Calls, operations and bytes by kind of kernel; totals and their logarithms; each kernel by its `seconds`.
     """
-    kinds = [(kernel.kind, kernel.op, kernel.window, kernel.stride > 1, kernel.epilogue) for kernel in kernels]
-    known = list(dict.fromkeys(kinds))
-    of_kind = np.array([[float(kind == one) for one in known] for kind in kinds])
+    of_kind = _by_kind(kernels)
     ops = np.array([float(kernel.ops) for kernel in kernels])
     moved = np.array([kernel.activation_bytes for kernel in kernels])
     weights = np.array([kernel.weight_bytes for kernel in kernels])
@@ -138,6 +136,39 @@ def kernel_blocks(kernels: Sequence[Kernel], counts: Array, seconds: Array) -> d
         "totals": standard(np.column_stack([totals, np.log(totals + totals.mean(0) * 1e-3)])),
         "kernels": counts * seconds,
     }
+
+
+def share_blocks(kernels: Sequence[Kernel], counts: Array, seconds: Array) -> dict[str, Array]:
+    """The blocks of `kernel_blocks` for networks that span orders of magnitude: of what share of a network a kind is.
+
+    Where a device is slower by a factor at one kind, a network's logarithm moves by the kind's share in it; amounts
+    would tell the largest networks apart and no others. How much there is in all is in the logarithms of totals.
+    """
+    of_kind = _by_kind(kernels)
+    ops = np.array([float(kernel.ops) for kernel in kernels])
+    moved = np.array([kernel.bytes_moved for kernel in kernels])
+    weights = np.array([kernel.weight_bytes for kernel in kernels])
+    totals = np.stack([counts @ ops, counts @ moved, counts @ weights, counts.sum(1)], 1)
+
+    def shares(amounts: Array) -> Array:
+        found: Array = counts * amounts / (counts @ amounts)[:, None]
+        return found
+
+    return {
+        "calls": standard(shares(np.ones(len(kernels))) @ of_kind),
+        "ops": standard(shares(ops) @ of_kind),
+        "bytes": standard(shares(moved) @ of_kind),
+        "totals": standard(np.log(totals)),
+        "kernels": shares(seconds),
+    }
+
+
+def _by_kind(kernels: Sequence[Kernel]) -> Array:
+    """(kernels, kinds): ones where a kernel is of a kind."""
+    kinds = [(kernel.kind, kernel.op, kernel.window, kernel.stride > 1, kernel.epilogue) for kernel in kernels]
+    known = list(dict.fromkeys(kinds))
+    found: Array = np.array([[float(kind == one) for one in known] for kind in kinds])
+    return found
 
 
 def choose(traits: Traits, count: int, seed: int, prior: Prior = PRIOR, candidates: int = 1500) -> list[int]:

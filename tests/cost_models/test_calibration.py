@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cost_models.calibration import Traits, calibrate, choose, kernel_blocks, standard
+from cost_models.calibration import Traits, calibrate, choose, kernel_blocks, share_blocks, standard
 from cost_models.corrected import CorrectedModel, Observation, choose_observations
 from cost_models.errors import CostError
 from cost_models.models import cost_model, plain_model
@@ -199,3 +199,28 @@ def test_kernels_to_measure_are_of_many_kinds(board: Profile) -> None:
 def test_too_few_measurements_are_refused(board: Profile) -> None:
     with pytest.raises(CostError, match="needs 3 measurements or more, but got 2"):
         CorrectedModel.fit(plain_model("auto", board), timed(board, 2, 0))
+
+
+def test_shares_do_not_tell_how_often_a_network_runs(networks: tuple) -> None:
+    kernels, counts, seconds = networks
+    counts = counts[counts.sum(1) > 0]
+    twice = np.concatenate([counts, 10 * counts])
+    blocks = share_blocks(kernels, twice, seconds.mean(1))
+    for name in ("calls", "ops", "bytes", "kernels"):
+        once, often = np.split(blocks[name], 2)
+        assert once == pytest.approx(often), name
+    once, often = np.split(blocks["totals"], 2)
+    assert (once < often).all()
+    assert blocks["kernels"].sum(1) == pytest.approx(np.ones(len(twice)))
+
+
+def test_shares_predict_networks_that_span_orders_of_magnitude(networks: tuple) -> None:
+    kernels, counts, seconds = networks
+    counts = (counts + 1) * np.round(10 ** np.random.default_rng(1).uniform(0, 3, len(counts)))[:, None]
+    target, errors = target_s((kernels, counts, seconds)), []
+    for blocks in (kernel_blocks, share_blocks):
+        known = Traits.of(counts @ seconds, blocks(kernels, counts, seconds.mean(1)))
+        chosen = choose(known, 20, 0)
+        found = calibrate(known, chosen, target[chosen]).latency_s
+        errors.append(np.abs(np.log(found / target)).mean())
+    assert errors[1] < 0.5 * errors[0]

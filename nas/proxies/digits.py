@@ -1,9 +1,9 @@
 """Scenes of real handwritten digits: a visual question answering set that needs no download.
 
-One to four coloured digits of scikit-learn's 1,797 stand in the cells of a grid; questions ask for identity, colour,
-count, relation and comparison, one word an answer. Each scene also carries region labels (what stands in a cell):
-dense supervision, without which a small network needs thousands of steps before it looks at the image at all.
-Everything follows from a seed.
+Up to four things stand in the cells of a grid: coloured digits of scikit-learn's 1,797, and coloured shapes that
+distract from them. Questions ask for identity, colour, count, relation and comparison, one word an answer, and for a
+caption of the whole. Each scene also carries region labels (what stands in a cell): dense supervision, without which a
+small network needs thousands of steps before it looks at the image at all. Everything follows from a seed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,36 @@ COLOURS: Mapping[str, tuple[float, float, float]] = {
     "yellow": (1.0, 0.9, 0.1),
     "white": (1.0, 1.0, 1.0),
 }
-#: The word for a cell without a digit.
+#: Ink of each shape, 0 to 1, on the digits' raster.
+SHAPES: Mapping[str, Floats] = {
+    "cross": np.maximum(np.eye(8), np.eye(8)[::-1]).astype(np.float32),
+    "plus": np.array([[float(3 <= row <= 4 or 3 <= column <= 4) for column in range(8)] for row in range(8)], "f"),
+    "ring": np.array(
+        [[float(9 <= (2 * r - 7) ** 2 + (2 * c - 7) ** 2 <= 49) for c in range(8)] for r in range(8)], "f"
+    ),
+    "square": np.array([[float({r, c} & {0, 7} != set()) for c in range(8)] for r in range(8)], "f"),
+}
+#: What a thing can be, by its value: digits as they are, shapes from ten on.
+THINGS = (*NUMBER_WORDS, *SHAPES)
+#: The word for a cell without a thing.
 EMPTY = "nothing"
-KINDS = ("identity", "colour", "count", "relation", "comparison")
-#: Weights of one, two, three and four digits a scene.
-COUNT_WEIGHTS = (4, 7, 7, 7)
+KINDS = ("identity", "colour", "count", "relation", "comparison", "caption")
+CAPTION = "what do you see"
+#: Weights of one, two, three and four things a scene.
+COUNT_WEIGHTS = (3, 6, 8, 8)
+#: Share of the things, behind the first, that are shapes.
+SHAPE_SHARE = 0.3
 _ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 _COLUMNS = {2: ("left", "right"), 3: ("left", "middle", "right")}
 _DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedDigit:
-    """One handwritten digit in a scene; left, top and size are shares of the scene's side."""
+class Thing:
+    """A handwritten digit, or a shape, in a scene; left, top and size are shares of the scene's side.
+
+    image: of scikit-learn's, and behind them the shapes. value: index into THINGS.
+    """
 
     image: int
     value: int
@@ -49,14 +66,29 @@ class PlacedDigit:
     top: float
     size: float
 
+    @property
+    def name(self) -> str:
+        """Its word."""
+        return THINGS[self.value]
+
+    @property
+    def sort(self) -> str:
+        """What it is one of."""
+        return "digit" if self.value < len(NUMBER_WORDS) else "shape"
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One to `grid`^2 digits, at most one a cell, on a background grey level (0 to 1)."""
+    """One to `grid`^2 things, a digit among them, at most one a cell, on a background grey level (0 to 1)."""
 
     grid: int
-    digits: tuple[PlacedDigit, ...]
+    things: tuple[Thing, ...]
     background: float
+
+    @property
+    def digits(self) -> tuple[Thing, ...]:
+        """The things that are digits."""
+        return tuple(thing for thing in self.things if thing.sort == "digit")
 
 
 def position(cell: int, grid: int) -> str:
@@ -65,16 +97,18 @@ def position(cell: int, grid: int) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _handwritten() -> tuple[Floats, Indices]:
+def _drawn() -> tuple[Floats, Indices]:
     from sklearn.datasets import load_digits  # 1,797 images of UCI "Optical Recognition of Handwritten Digits"
 
     read = load_digits()
-    return (read.images / 16.0).astype(np.float32), read.target.astype(np.int64)
+    images = np.concatenate([read.images / 16.0, np.stack(list(SHAPES.values()))])
+    values = np.concatenate([read.target, np.arange(len(NUMBER_WORDS), len(THINGS))])
+    return images.astype(np.float32), values.astype(np.int64)
 
 
 def digit_split(seed: int) -> Mapping[str, Indices]:
     """Which handwritten images each split may use: disjoint, and stratified by digit."""
-    _, values = _handwritten()
+    _, values = _drawn()
     rng = np.random.default_rng([seed, 0xD161])
     parts: dict[str, list[Indices]] = {split: [] for split in SPLITS}
     for value in range(10):
@@ -90,23 +124,23 @@ class ScenePixels:
     """Renders scenes when asked: about 0.1 ms a scene at 48 px, so nothing is kept."""
 
     scenes: tuple[Scene, ...]
-    _digits: Floats = field(init=False, repr=False)  # (N, most, 8, 8), colour apart
-    _tints: Floats = field(init=False, repr=False)  # (N, most, 3): colour less background, 0 where there is no digit
+    _things: Floats = field(init=False, repr=False)  # (N, most, 8, 8), colour apart
+    _tints: Floats = field(init=False, repr=False)  # (N, most, 3): colour less background, 0 where there is no thing
     _boxes: Floats = field(init=False, repr=False)  # (N, most, 3): left, top, size
     _backgrounds: Floats = field(init=False, repr=False)  # (N,)
 
     def __post_init__(self) -> None:
-        handwritten, _ = _handwritten()
-        most = max(len(scene.digits) for scene in self.scenes)
-        digits = np.zeros((len(self.scenes), most, 8, 8), np.float32)
+        drawn, _ = _drawn()
+        most = max(len(scene.things) for scene in self.scenes)
+        things = np.zeros((len(self.scenes), most, 8, 8), np.float32)
         tints = np.zeros((len(self.scenes), most, 3), np.float32)
         boxes = np.ones((len(self.scenes), most, 3), np.float32)
         for i, scene in enumerate(self.scenes):
-            for j, digit in enumerate(scene.digits):
-                digits[i, j] = handwritten[digit.image]
-                tints[i, j] = np.asarray(COLOURS[digit.colour], np.float32) - scene.background
-                boxes[i, j] = digit.left, digit.top, digit.size
-        object.__setattr__(self, "_digits", digits)
+            for j, thing in enumerate(scene.things):
+                things[i, j] = drawn[thing.image]
+                tints[i, j] = np.asarray(COLOURS[thing.colour], np.float32) - scene.background
+                boxes[i, j] = thing.left, thing.top, thing.size
+        object.__setattr__(self, "_things", things)
         object.__setattr__(self, "_tints", tints)
         object.__setattr__(self, "_boxes", boxes)
         object.__setattr__(self, "_backgrounds", np.asarray([s.background for s in self.scenes], np.float32))
@@ -117,7 +151,7 @@ class ScenePixels:
         boxes = self._boxes[indices]
         across = _bilinear(centres, boxes[..., 0], boxes[..., 2])  # (B, most, px, 8)
         down = _bilinear(centres, boxes[..., 1], boxes[..., 2])
-        ink = down @ self._digits[indices] @ across.swapaxes(-1, -2)  # (B, most, px, px)
+        ink = down @ self._things[indices] @ across.swapaxes(-1, -2)  # (B, most, px, px)
         batch, most = ink.shape[:2]
         drawn = self._tints[indices].swapaxes(1, 2) @ ink.reshape(batch, most, -1)  # (B, 3, px * px)
         drawn += self._backgrounds[indices][:, None, None]
@@ -134,20 +168,23 @@ def _bilinear(centres: Floats, start: Floats, size: Floats) -> Floats:
 
 
 def make_scene(rng: random.Random, choose_from: Sequence[int], grid: int = 2) -> Scene:
-    """Draw a scene of the handwritten images `choose_from`: one to four digits, fewer being rarer."""
+    """Draw a scene of the handwritten images `choose_from` and of shapes: one to four things, fewer being rarer."""
     if grid not in _ROWS:
         raise DataError(f"grid must be one of {sorted(_ROWS)}, but got {grid}")
-    _, values = _handwritten()
+    _, values = _drawn()
     count = rng.choices((1, 2, 3, 4), COUNT_WEIGHTS)[0]
     names = tuple(COLOURS)
-    digits: list[PlacedDigit] = []
-    for cell in sorted(rng.sample(range(grid**2), count)):
-        image = rng.choice(choose_from)
+    first_shape = len(values) - len(SHAPES)
+    things: list[Thing] = []
+    surely = rng.randrange(count)  # one is a digit
+    for index, cell in enumerate(sorted(rng.sample(range(grid**2), count))):
+        shape = index != surely and rng.random() < SHAPE_SHARE
+        image = rng.randrange(first_shape, len(values)) if shape else rng.choice(choose_from)
         size = rng.uniform(0.8, 0.98) / grid
         left = cell % grid / grid + rng.uniform(0.0, 1.0 / grid - size)
         top = cell // grid / grid + rng.uniform(0.0, 1.0 / grid - size)
-        digits.append(PlacedDigit(image, int(values[image]), rng.choice(names), cell, left, top, size))
-    return Scene(grid, tuple(digits), rng.uniform(0.0, 0.2))
+        things.append(Thing(image, int(values[image]), rng.choice(names), cell, left, top, size))
+    return Scene(grid, tuple(things), rng.uniform(0.0, 0.2))
 
 
 def ask(rng: random.Random, scene: Scene, per_kind: int) -> tuple[Question, ...]:
@@ -164,60 +201,72 @@ def ask(rng: random.Random, scene: Scene, per_kind: int) -> tuple[Question, ...]
 
 
 def _identity(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    digit = rng.choice(scene.digits)
-    answer = NUMBER_WORDS[digit.value]
-    if rng.random() < 0.3 and sum(other.colour == digit.colour for other in scene.digits) == 1:
-        return f"what digit is {digit.colour}", answer
-    return f"what digit is {position(digit.cell, scene.grid)}", answer
+    thing = rng.choice(scene.things)
+    alike = [other for other in scene.things if (other.colour, other.sort) == (thing.colour, thing.sort)]
+    if rng.random() < 0.4 and len(alike) == 1:
+        return f"what {thing.sort} is {thing.colour}", thing.name
+    return f"what {thing.sort} is {position(thing.cell, scene.grid)}", thing.name
 
 
 def _colour(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    digit = rng.choice(scene.digits)
-    if rng.random() < 0.3 and sum(other.value == digit.value for other in scene.digits) == 1:
-        return f"what colour is the {NUMBER_WORDS[digit.value]}", digit.colour
-    return f"what colour is {position(digit.cell, scene.grid)}", digit.colour
+    thing = rng.choice(scene.things)
+    if rng.random() < 0.4 and sum(other.value == thing.value for other in scene.things) == 1:
+        return f"what colour is the {thing.name}", thing.colour
+    return f"what colour is {position(thing.cell, scene.grid)}", thing.colour
 
 
 def _count(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    if rng.random() < 0.4:
-        return "how many digits", NUMBER_WORDS[len(scene.digits)]
-    counts = Counter(digit.colour for digit in scene.digits)
+    sort = rng.choice(("digit", "shape", "thing"))
+    among = [thing for thing in scene.things if sort in ("thing", thing.sort)]
+    if rng.random() < 0.6:
+        return f"how many {sort}s", NUMBER_WORDS[len(among)]
+    counts = Counter(thing.colour for thing in among)
     # The count first, then a colour that has it: otherwise "zero" would be right most of the time.
     wanted = rng.choice(sorted({counts[colour] for colour in COLOURS}))
     colour = rng.choice([name for name in COLOURS if counts[name] == wanted])
-    return f"how many are {colour}", NUMBER_WORDS[wanted]
+    return f"how many {colour} {sort}s", NUMBER_WORDS[wanted]
 
 
 def _relation(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    at = {divmod(digit.cell, scene.grid): digit for digit in scene.digits}
-    named = Counter((digit.colour, digit.value) for digit in scene.digits)
+    at = {divmod(thing.cell, scene.grid): thing for thing in scene.things}
+    named = Counter((thing.colour, thing.value) for thing in scene.things)
     pairs = []
-    for (row, column), digit in at.items():
+    for (row, column), thing in at.items():
         for name, (down, right) in _DIRECTIONS.items():
             other = at.get((row + down, column + right))
-            if other is not None and named[digit.colour, digit.value] == 1:
-                pairs.append((name, digit, other))
+            if other is not None and named[thing.colour, thing.value] == 1:
+                pairs.append((name, thing, other))
     if not pairs:
         return None
-    name, digit, other = rng.choice(pairs)
-    anchor = f"{name} the {digit.colour} {NUMBER_WORDS[digit.value]}"
+    name, thing, other = rng.choice(pairs)
+    anchor = f"{name} the {thing.colour} {thing.name}"
     if rng.random() < 0.5:
-        return f"what digit is {anchor}", NUMBER_WORDS[other.value]
+        return f"what {other.sort} is {anchor}", other.name
     return f"what colour is {anchor}", other.colour
 
 
 def _comparison(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    if len(scene.digits) < 2:
+    digits = scene.digits
+    if len(digits) < 2:
         return None
-    if rng.random() < 0.5:
-        largest = max(digit.value for digit in scene.digits)
-        holders = [digit for digit in scene.digits if digit.value == largest]
-        return ("what colour is the largest", holders[0].colour) if len(holders) == 1 else None
-    first, second = rng.sample(scene.digits, 2)
+    first, second = rng.sample(digits, 2)
+    extreme, word = (max, "largest") if rng.random() < 0.5 else (min, "smallest")
+    if rng.random() < 0.6:
+        wanted = extreme(digit.value for digit in digits)
+        holders = [digit for digit in digits if digit.value == wanted]
+        if rng.random() < 0.5:
+            return f"what is the {word} digit", holders[0].name
+        return (f"what colour is the {word} digit", holders[0].colour) if len(holders) == 1 else None
     if first.value == second.value:
         return None
     places = position(first.cell, scene.grid), position(second.cell, scene.grid)
     return f"is {places[0]} larger than {places[1]}", "yes" if first.value > second.value else "no"
+
+
+def _caption(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
+    del rng
+    at = {thing.cell: f"{thing.colour} {thing.name}" for thing in scene.things}
+    return CAPTION, " ".join(at.get(cell, EMPTY) for cell in range(scene.grid**2))
 
 
 _ASKERS: Mapping[str, Callable[[random.Random, Scene], tuple[str, str] | None]] = {
@@ -226,18 +275,19 @@ _ASKERS: Mapping[str, Callable[[random.Random, Scene], tuple[str, str] | None]] 
     "count": _count,
     "relation": _relation,
     "comparison": _comparison,
+    "caption": _caption,
 }
 
 
 def scene_dataset(name: str, scenes: Sequence[Scene], questions: Sequence[tuple[Question, ...]]) -> Dataset:
-    """The dataset of drawn scenes with region labels (attributes: colour, digit)."""
+    """The dataset of drawn scenes with region labels (attributes: colour, thing)."""
     grid, colours = scenes[0].grid, tuple(COLOURS)
     labels = np.zeros((len(scenes), grid**2, 2), np.int64)
     for i, scene in enumerate(scenes):
-        for digit in scene.digits:
-            labels[i, digit.cell] = colours.index(digit.colour) + 1, digit.value + 1
+        for thing in scene.things:
+            labels[i, thing.cell] = colours.index(thing.colour) + 1, thing.value + 1
     cells = tuple(position(cell, grid) for cell in range(grid**2))
-    regions = Regions(cells, ((EMPTY, *colours), (EMPTY, *NUMBER_WORDS)), labels)
+    regions = Regions(cells, ((EMPTY, *colours), (EMPTY, *THINGS)), labels)
     return Dataset(name, ScenePixels(tuple(scenes)), tuple(questions), regions)
 
 

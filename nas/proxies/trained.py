@@ -13,11 +13,11 @@ scenes; equal runs with other seeds differ by several points, so only the large 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ Progress = Callable[[int, int, float], None]
 
 #: Pixels enter the network as (value / 255 - IMAGE_MEAN) / IMAGE_STD.
 IMAGE_MEAN, IMAGE_STD = 0.3, 0.3
-_IGNORED = -100
+#: A target that no loss counts.
+IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +124,21 @@ def train_candidate(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = config.with_vocabulary(len(vocabulary)).build()
-        supervision = _RegionSupervision(network, data.train, vocabulary) if data.train.regions is not None else None
+        width = config.vision.width
+        supervision = RegionSupervision(width, data.train, vocabulary) if data.train.regions is not None else None
     rng = np.random.default_rng(seed)
     modules = [network] if supervision is None else [network, supervision]
     optimizers = _optimizers(modules, recipe)
     started = time.process_time()
     curve: list[tuple[int, float]] = []
-    order = _batches(rng, len(data.train), recipe.batch)
+    order = batches(rng, len(data.train), recipe.batch)
     taken, diverged = 0, False
     network.train()
     for step in range(recipe.steps):
-        loss, answers = _loss(network, supervision, data.train, next(order), vocabulary, recipe, rng)
+        batch = draw_batch(data.train, next(order), config.vision.image_px, vocabulary, recipe.turns, rng)
+        logits, regions = forward(network, supervision, batch, recipe)
+        answers = answer_loss(logits, batch.packed)
+        loss = answers + regions
         for optimizer, peak in optimizers:
             optimizer.param_groups[0]["lr"] = peak * recipe.rate_share(step)
             optimizer.zero_grad()
@@ -174,7 +179,7 @@ def evaluate(network: VisionLanguageModel, judged: Dataset, vocabulary: Vocabula
             images = to_pixels(judged, (i for i, _ in batch), network.config.vision.image_px)
             packed = pack([[turn(q, vocabulary, end=True) for q in asked] for _, asked in batch], vocabulary)
             logits = text_logits(network, network.project(network.encode(images)), packed)  # (B, L, V)
-            wrong = (logits.argmax(-1) != packed.targets) & (packed.targets != _IGNORED)
+            wrong = (logits.argmax(-1) != packed.targets) & (packed.targets != IGNORED)
             for row, (_, asked) in enumerate(batch):
                 missed = set(packed.turns[row][wrong[row]].tolist())
                 for number, question in enumerate(asked):
@@ -214,7 +219,7 @@ def turn(question: Question, vocabulary: Vocabulary, *, end: bool) -> Turn:
     """The turn of a question asked alone: `<bos>`, its words, the words of the answer and, if asked for, `<end>`."""
     asked = (vocabulary.id(BOS), *vocabulary.encode(question.text))
     answer = vocabulary.encode(question.answer) + ((vocabulary.id(END),) if end else ())
-    return Turn((asked + answer)[:-1], (_IGNORED,) * (len(asked) - 1) + answer)
+    return Turn((asked + answer)[:-1], (IGNORED,) * (len(asked) - 1) + answer)
 
 
 def pack(rows: Sequence[Sequence[Turn]], vocabulary: Vocabulary) -> Packed:
@@ -225,7 +230,7 @@ def pack(rows: Sequence[Sequence[Turn]], vocabulary: Vocabulary) -> Packed:
     widths = [max(len(turn[1].ids) for turn in slot if turn is not None) for slot in slots]
     shape = (len(rows), sum(widths))
     ids = np.full(shape, vocabulary.id(PAD), np.int64)
-    targets, turns = np.full(shape, _IGNORED, np.int64), np.full(shape, -1, np.int64)
+    targets, turns = np.full(shape, IGNORED, np.int64), np.full(shape, -1, np.int64)
     start = 0
     for slot, width in zip(slots, widths, strict=True):
         for row, placed in enumerate(slot):
@@ -243,11 +248,13 @@ def text_logits(network: VisionLanguageModel, image_tokens: Tensor, packed: Pack
     """Logits (B, L, V) of image tokens (B, T, D) and packed turns: each turn sees the image and itself only."""
     decoder, language = network.language, network.config.language
     images = image_tokens.shape[1]
-    slots = torch.cat([torch.full((images,), -1), packed.slots])  # (T + L,)
-    rows = torch.arange(len(slots))
+    device = image_tokens.device
+    slots = torch.cat([torch.full((images,), -1, device=device), packed.slots])  # (T + L,)
+    rows = torch.arange(len(slots), device=device)
     seen = (rows[:, None] >= rows) & ((slots == -1) | (slots[:, None] == slots))
     mask = torch.where(seen, 0.0, float("-inf")).repeat(language.queries_per_kv_head, 1)  # (G * (T + L), T + L)
-    rope = rotary(torch.cat([torch.arange(images), images + packed.offsets]), language.head_width)
+    positions = torch.cat([torch.arange(images, device=device), images + packed.offsets])
+    rope = rotary(positions, language.head_width)
     x = torch.cat([image_tokens, decoder.embedding(packed.ids)], dim=1)  # (B, T + L, D)
     for block in decoder.blocks:
         x, _, _ = block(x, rope, mask)
@@ -263,77 +270,104 @@ def to_pixels(data: Dataset, indices: Iterable[int], image_px: int) -> Tensor:
     return torch.from_numpy(pixels).float().div_(255.0).sub_(IMAGE_MEAN).div_(IMAGE_STD)
 
 
-def _batches(rng: np.random.Generator, count: int, batch: int) -> Any:
+def batches(rng: np.random.Generator, count: int, batch: int) -> Iterator[list[int]]:
+    """Indices, each once an epoch, for ever."""
     while True:
         order = rng.permutation(count)
         for start in range(0, max(1, count - batch + 1), batch):
             yield order[start : start + batch].tolist()
 
 
-def _loss(
-    network: VisionLanguageModel,
-    supervision: _RegionSupervision | None,
-    data: Dataset,
-    indices: list[int],
-    vocabulary: Vocabulary,
-    recipe: TrainingRecipe,
-    rng: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
-    # The loss to descend, and its part on the answers.
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Images (B, 3, image_px, image_px) with packed turns about them; `indices` are those of the dataset."""
+
+    indices: list[int]
+    images: Tensor
+    packed: Packed
+
+
+def draw_batch(
+    data: Dataset, indices: list[int], image_px: int, vocabulary: Vocabulary, turns: int, rng: np.random.Generator
+) -> Batch:
+    """Up to `turns` questions an image, in random order."""
     rows = []
     for i in indices:
         questions = data.questions[i]
-        asked = [questions[j] for j in rng.permutation(len(questions))[: recipe.turns]]
+        asked = [questions[j] for j in rng.permutation(len(questions))[:turns]]
         # One turn a row is enough to learn that one-word answers end; each `<end>` costs a row of the decoder.
         rows.append([turn(q, vocabulary, end=j == 0 or " " in q.answer) for j, q in enumerate(asked)])
-    packed = pack(rows, vocabulary)
-    vision_tokens = network.encode(to_pixels(data, indices, network.config.vision.image_px))
+    return Batch(indices, to_pixels(data, indices, image_px), pack(rows, vocabulary))
+
+
+def forward(
+    network: VisionLanguageModel, supervision: RegionSupervision | None, batch: Batch, recipe: TrainingRecipe
+) -> tuple[Tensor, Tensor]:
+    """(logits (B, L, V) of the turns, loss on region labels)."""
+    vision_tokens = network.encode(batch.images)
     image_tokens = network.project(vision_tokens)
-    logits = text_logits(network, image_tokens, packed)
-    answers = F.cross_entropy(logits.flatten(0, 1), packed.targets.flatten(), ignore_index=_IGNORED)
-    loss = answers
+    logits = text_logits(network, image_tokens, batch.packed)
+    loss = torch.zeros((), device=logits.device)
     if supervision is not None:
         if recipe.region_weight:
-            loss = loss + recipe.region_weight * supervision.regions(vision_tokens, indices)
+            loss = loss + recipe.region_weight * supervision.regions(vision_tokens, batch.indices)
         if recipe.alignment_weight:
-            loss = loss + recipe.alignment_weight * supervision.alignment(network, image_tokens, indices)
-    return loss, answers.detach()
+            loss = loss + recipe.alignment_weight * supervision.alignment(network, image_tokens, batch.indices)
+    return logits, loss
 
 
-class _RegionSupervision(nn.Module):
-    """Two losses on region labels: of a linear head on vision tokens, and of the decoder's own embedding."""
+def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
+    """Mean cross-entropy of the answers' tokens, in nats."""
+    return F.cross_entropy(logits.flatten(0, 1), packed.targets.flatten(), ignore_index=IGNORED)
 
-    def __init__(self, network: VisionLanguageModel, data: Dataset, vocabulary: Vocabulary) -> None:
+
+class RegionSupervision(nn.Module):
+    """Two losses on region labels: of a linear head on vision tokens, and of the decoder's own embedding.
+
+    The head is as wide as the widest vision tokens; narrower ones use its first columns.
+    """
+
+    labels: Tensor
+    words: Tensor
+
+    def __init__(self, width: int, data: Dataset, vocabulary: Vocabulary) -> None:
         super().__init__()
         regions = data.regions
         if regions is None:
             raise DataError(f"{data.name} has no region labels")
-        config = network.config
+        self.grid = regions.grid
         self.sizes = [len(names) for names in regions.attributes]
-        self.heads = nn.Linear(config.vision.width, sum(self.sizes))
-        self.labels = torch.from_numpy(regions.labels)
+        self.heads = nn.Linear(width, sum(self.sizes))
+        labels = torch.from_numpy(regions.labels)
         first = [[vocabulary.encode(name)[0] for name in names] for names in regions.attributes]
-        self.words = torch.stack([torch.tensor(ids)[self.labels[..., a]] for a, ids in enumerate(first)], -1)
-        self.vision_cells = cell_weights(config.vision.grid, regions.grid)
-        side = math.isqrt(config.image_tokens)
-        self.image_cells = cell_weights(side, regions.grid) if side**2 == config.image_tokens else None
+        words = torch.stack([torch.tensor(ids)[labels[..., a]] for a, ids in enumerate(first)], -1)
+        self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("words", words, persistent=False)
 
     def regions(self, vision_tokens: Tensor, indices: list[int]) -> Tensor:
-        """Cross-entropy of each cell's attributes, summed over attributes."""
-        found = self.heads(self.vision_cells @ vision_tokens).split(self.sizes, -1)  # each (B, cells, classes)
+        """Cross-entropy of each cell's attributes, summed over attributes, from tokens (B, T, D)."""
+        cells = self._cells(vision_tokens) @ vision_tokens
+        scores = F.linear(cells, self.heads.weight[:, : cells.shape[-1]], self.heads.bias)
         labels = self.labels[indices]
-        losses = [F.cross_entropy(z.flatten(0, 1), labels[..., a].flatten()) for a, z in enumerate(found)]
+        losses = [
+            F.cross_entropy(z.flatten(0, 1), labels[..., a].flatten())
+            for a, z in enumerate(torch.split(scores, self.sizes, -1))  # each (B, cells, classes)
+        ]
         return torch.stack(losses).sum()
 
     def alignment(self, network: VisionLanguageModel, image_tokens: Tensor, indices: list[int]) -> Tensor:
-        """Cross-entropy of each cell's words against the pooled image tokens read as decoder output."""
-        if self.image_cells is None:
-            return torch.zeros(())
-        read = network.language.logits(self.image_cells @ image_tokens)
+        """Cross-entropy of each cell's words against the pooled image tokens (B, T, D) read as decoder output."""
+        if math.isqrt(image_tokens.shape[1]) ** 2 != image_tokens.shape[1]:
+            return torch.zeros((), device=image_tokens.device)
+        read = network.language.logits(self._cells(image_tokens) @ image_tokens)
         scores = F.log_softmax(read, -1)  # (B, cells, V)
         return -scores.gather(2, self.words[indices]).mean()
 
+    def _cells(self, tokens: Tensor) -> Tensor:
+        return cell_weights(math.isqrt(tokens.shape[1]), self.grid).to(tokens)
 
+
+@functools.cache
 def cell_weights(side: int, grid: int) -> Tensor:
     """Weights (grid * grid, side * side) that average a token grid over the cells it overlaps."""
     tokens, cells = np.arange(side + 1) / side, np.arange(grid + 1) / grid
@@ -346,10 +380,15 @@ def cell_weights(side: int, grid: int) -> Tensor:
 def _optimizers(modules: Sequence[nn.Module], recipe: TrainingRecipe) -> list[tuple[torch.optim.Optimizer, float]]:
     # Each with its peak rate. Depthwise filters, queries and positions mix no channels: no matrices in Muon's sense.
     network = modules[0]
-    apart = {"language.embedding.weight", "vision.positions", "projector.queries"}
-    matrices = [p for n, p in network.named_parameters() if p.dim() >= 2 and n not in apart and p.shape[1] > 1]
+    matrices = [p for n, p in network.named_parameters() if is_matrix(n, p)]
     taken = {id(p) for p in matrices}
     rest = [p for module in modules for p in module.parameters() if id(p) not in taken]
     muon = Muon(matrices, recipe.matrix_rate, recipe.momentum, recipe.weight_decay)
     adam = torch.optim.AdamW(rest, recipe.rate, recipe.betas, weight_decay=recipe.weight_decay, foreach=True)
     return [(muon, recipe.matrix_rate), (adam, recipe.rate)]
+
+
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether a weight mixes channels, and so takes Muon's steps: no depthwise filter, query, embedding or position."""
+    apart = ("language.embedding", "vision.positions", "queries")
+    return weight.dim() >= 2 and weight.shape[1] > 1 and not any(part in name for part in apart)

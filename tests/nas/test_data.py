@@ -27,6 +27,7 @@ from nas.proxies.digits import (
     COLOURS,
     KINDS,
     NUMBER_WORDS,
+    THINGS,
     Scene,
     ScenePixels,
     ask,
@@ -82,33 +83,47 @@ def answer_again(text: str, scene: Scene) -> str:
             ("left", "middle", "right"),
         )
     )
-    table = {(rows[d.cell // scene.grid], columns[d.cell % scene.grid]): d for d in scene.digits}
+    table = {(rows[d.cell // scene.grid], columns[d.cell % scene.grid]): d for d in scene.things}
+    sorts = {
+        "digit": [d for d in scene.things if d.value < 10],
+        "shape": [d for d in scene.things if d.value >= 10],
+        "thing": list(scene.things),
+        "colour": list(scene.things),
+    }
     words = text.split()
     match words:
+        case ["what", "do", "you", "see"]:
+            cells = [table.get((row, column)) for row in rows for column in columns]
+            return " ".join("nothing" if d is None else f"{d.colour} {THINGS[d.value]}" for d in cells)
         case ["what", asked, "is", place, side] if (place, side) in table:
             found = [table[place, side]]
-        case ["what", asked, "is", "the", "largest"]:
-            top = max(d.value for d in scene.digits)
-            found = [d for d in scene.digits if d.value == top]
-        case ["what", asked, "is", "the", number]:
-            found = [d for d in scene.digits if NUMBER_WORDS[d.value] == number]
+        case ["what", *asked, "is", "the", "largest" | "smallest" as which, "digit"]:
+            values = sorted(d.value for d in sorts["digit"])
+            wanted = values[-1] if which == "largest" else values[0]
+            if not asked:
+                return NUMBER_WORDS[wanted]
+            [asked] = asked
+            found = [d for d in sorts["digit"] if d.value == wanted]
+        case ["what", "colour" as asked, "is", "the", name]:
+            found = [d for d in scene.things if THINGS[d.value] == name]
         case ["what", asked, "is", colour]:
-            found = [d for d in scene.digits if d.colour == colour]
-        case ["what", asked, "is", *direction, "the", colour, number]:
-            [anchor] = [(at, d) for at, d in table.items() if (d.colour, NUMBER_WORDS[d.value]) == (colour, number)]
+            found = [d for d in sorts[asked] if d.colour == colour]
+        case ["what", asked, "is", *direction, "the", colour, name]:
+            [anchor] = [(at, d) for at, d in table.items() if (d.colour, THINGS[d.value]) == (colour, name)]
             row, column = rows.index(anchor[0][0]), columns.index(anchor[0][1])
             move = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}[" ".join(direction)]
             found = [table[rows[row + move[0]], columns[column + move[1]]]]
-        case ["how", "many", "digits"]:
-            return NUMBER_WORDS[len(table)]
-        case ["how", "many", "are", colour]:
-            return NUMBER_WORDS[len([d for d in table.values() if d.colour == colour])]
+        case ["how", "many", plural]:
+            return NUMBER_WORDS[len(sorts[plural.removesuffix("s")])]
+        case ["how", "many", colour, plural]:
+            return NUMBER_WORDS[len([d for d in sorts[plural.removesuffix("s")] if d.colour == colour])]
         case ["is", r1, c1, "larger", "than", r2, c2]:
             return {True: "yes", False: "no"}[table[r1, c1].value > table[r2, c2].value]
         case _:
             raise AssertionError(f"no such question: {text}")
     assert len(found) == 1, (text, scene)
-    return found[0].colour if asked == "colour" else NUMBER_WORDS[found[0].value]
+    assert asked == "colour" or found[0] in sorts[asked]
+    return found[0].colour if asked == "colour" else THINGS[found[0].value]
 
 
 @pytest.mark.parametrize("grid", [2, 3])
@@ -131,8 +146,8 @@ def test_region_labels_say_what_the_scene_shows() -> None:
         colours, digits = train.regions.attributes
         said = [f"{colours[c]} {digits[d]}" for c, d in train.regions.labels[i]]
         expected = ["nothing nothing"] * 4
-        for digit in scene.digits:
-            expected[digit.cell] = f"{digit.colour} {NUMBER_WORDS[digit.value]}"
+        for thing in scene.things:
+            expected[thing.cell] = f"{thing.colour} {THINGS[thing.value]}"
         assert said == expected
 
 
@@ -153,7 +168,7 @@ def test_scenes_are_drawn_where_and_as_they_say(image_px: int) -> None:
     assert images.dtype == np.uint8
     half = image_px // 2
     for image, scene in zip(images.astype(float), scenes_of(dataset), strict=True):
-        at = {digit.cell: digit for digit in scene.digits}
+        at = {thing.cell: thing for thing in scene.things}
         for cell in range(4):
             part = image[:, cell // 2 * half :, cell % 2 * half :][:, :half, :half]
             if cell in at:  # the brightest pixel has the digit's colour, up to 8-bit rounding and soft edges

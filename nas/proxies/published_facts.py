@@ -96,8 +96,10 @@ def described(model: str, config: str = "", group: str = "") -> Facts:
         found = _with_decoder(found, row)
     elif found.decoder_parameters is None and found.recipe != "undisclosed" and (size := _size(said)) is not None:
         found = replace(found, decoder_parameters=size)
+    if at := re.search(_ENDS_IN_PX, name):
+        found = _at_px(found, float(at[1]))
     found = _encoder_stated(found, stated, config)
-    found = _recipe_stated(found, name, stated, _plain(config))
+    found = _recipe_stated(found, name, stated, config.lower())
     return _tokens_stated(found, stated, pruning)
 
 
@@ -119,31 +121,33 @@ def models() -> tuple[Mapping[str, str], ...]:
     return _table("models.csv")
 
 
-# What the text of a row may state. Keys are lower case, without what stands in brackets.
+# What the text of a row may state, by its key: letters only, without what stands in brackets.
 _KEYS = {
-    "llm": "llm",
-    "language model": "llm",
-    "version": "version",
-    "size": "size",
-    "vision encoder": "encoder",
-    "vt": "encoder",
-    "ve": "encoder",
-    "encoder": "encoder",
-    "res": "px",
-    "res.": "px",
-    "resolution": "px",
-    "image size": "px",
-    "tokens": "tokens",
-    "visual tokens": "tokens",
-    "# vis. tok.": "tokens",
-    "recipe": "recipe",
-    "schedule": "recipe",
-    "quantization": "bits",
-    "prec.": "bits",
-    "precision": "bits",
-    "prefusion": "fusion",
-    "released": "released",
+    "llm": ("llm", "languagemodel", "lm", "llmbackbone", "languagedecoder", "decoder", "backbone", "basellm"),
+    "version": ("version", "method", "base"),
+    "size": ("size", "params", "parameters", "modelsize"),
+    "encoder": ("visionencoder", "visualencoder", "imageencoder", "encoder", "vt", "ve", "visiontower", "vit"),
+    "px": ("res", "resolution", "imagesize", "inputres", "inputresolution", "imageresolution", "imgsize", "imageres"),
+    "tokens": ("tokens", "visualtokens", "vistok", "visiontokens", "imagetokens", "numtokens", "tok", "vtokens"),
+    "recipe": ("recipe", "schedule", "tuning"),
+    "bits": ("quantization", "quantisation", "prec", "precision", "bits", "weights"),
+    "fusion": ("prefusion",),
+    "released": ("released", "release", "date"),
+    "projector": ("projector", "connector", "adapter"),
+    "data": ("data", "samples", "trainingdata"),
 }
+_KEY_OF = {key: name for name, keys in _KEYS.items() for key in keys}
+_PROJECTORS = (
+    (r"q-?former", "qformer"),
+    (r"c-?abs", "c-abstractor"),
+    (r"d-?abs", "d-abstractor"),
+    (r"resampl|perceiver", "resampler"),
+    (r"ldp|xdp", "ldp"),
+    (r"token-?packer", "tokenpacker"),
+    (r"shuffle|merg", "pixel-shuffle"),
+    (r"mlp", "mlp"),
+    (r"linear", "linear"),
+)
 _PRUNED = (
     (r"vision-?zip.*(ft|‡|tuned)", "tuned"),
     (r"vision-?zip|pru-?merge", "encoder"),
@@ -151,19 +155,20 @@ _PRUNED = (
 )
 _FOUR_BITS = r"awq|int-?4|w4|4-?bit|q4"
 _EIGHT_BITS = r"int-?8|w8|8-?bit|q8|quantized"
-_SAMPLES = r"(\d+(?:\.\d+)?)(k|m)\b"
+_SAMPLES = r"(?<![\w-])(\d+(?:\.\d+)?)(k|m)\b"
+_ENDS_IN_PX = r"-(224|336|384|448|512|672|896|1024)(?:px)?$"
 _DATE = r"(20\d\d)-(\d\d)"
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[\s_/]+", "-", text.strip().lower())
+    return re.sub(r"[\s_/]+", "-", re.sub(r"(?<=\d)_(?=\d)", ".", text.strip().lower()))
 
 
 def _stated(config: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in config.split(";"):
         key, equals, value = part.partition("=")
-        name = _KEYS.get(re.sub(r"\(.*?\)", "", key).strip().lower())
+        name = _KEY_OF.get(re.sub(r"\(.*?\)|[^a-z]", "", key.lower()))
         if equals and name and value.strip() not in ("", "-", "UNK"):
             found.setdefault(name, value.strip())
     return found
@@ -231,7 +236,12 @@ def _encoder_stated(found: Facts, stated: Mapping[str, str], config: str) -> Fac
     text = _plain(stated.get("encoder", "" if "=" in config else config.split(";")[0].split("+")[0]))
     row = _first(text, encoders())
     if row is not None:
-        found = replace(_with_encoder(found, row), projector=found.projector or "mlp")
+        if row["name"] != found.encoder:
+            whole = found.projector in ("", "mlp", "linear")
+            before, found = found.image_tokens, _with_encoder(found, row)
+            found = replace(
+                found, projector=found.projector or "mlp", image_tokens=found.image_tokens if whole else before
+            )
         at = re.search(r"-(\d{3,4})(?:px)?$", text)
         found = _at_px(found, float(at[1])) if at else found
     px = re.search(r"(\d{3,4})", stated.get("px", "")) or re.search(r"\b(\d{3,4})px", config)
@@ -251,13 +261,17 @@ def _at_px(found: Facts, px: float) -> Facts:
 
 def _recipe_stated(found: Facts, name: str, stated: Mapping[str, str], config: str) -> Facts:
     recipe = stated.get("recipe", "")
+    if kind := next(
+        (kind for pattern, kind in _PROJECTORS if re.search(pattern, stated.get("projector", "").lower())), ""
+    ):
+        found = replace(found, projector=kind)
     if "share" in recipe:
         found = replace(found, training_samples=1.9e6)
     elif recipe.startswith("base"):
         found = replace(found, training_samples=1.2e6)
-    elif counts := re.findall(_SAMPLES, re.sub(r"[\w# .()+]+=[^;]*;?", "", config)):
+    elif counts := re.findall(_SAMPLES, stated.get("data", "").lower() or re.sub(r"[\w# .()+]+=[^;]*;?", "", config)):
         found = replace(found, training_samples=sum(float(n) * (1e6 if unit == "m" else 1e3) for n, unit in counts))
-    if "lora" in recipe:
+    if "lora" in f"{recipe} {name}":
         found = replace(found, low_rank_tuned=True)
     width = " ".join([name, _plain(stated.get("bits", "")), "" if "=" in config else config])
     if re.search(_FOUR_BITS, width):

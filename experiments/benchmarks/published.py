@@ -94,7 +94,7 @@ def architecture(facts: Facts) -> Facts:
 
 
 def published(progress: Progress) -> dict[str, Any]:
-    """Everything that `nas bench proxy` prints as `published`."""
+    """Everything that `nas bench proxy` prints as `published`; errors in percent points, of MME in percent."""
     rows = published_rows()
     groups: dict[str, dict[str, Any]] = {}
     errors, deviations, fresh = [], [], []

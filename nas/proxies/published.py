@@ -86,7 +86,7 @@ class PublishedModel:
         model = cls(rows, prior, units, codes, coded, target, inverse)
         left, deviation, group = model.left_out_groups()
         share = _quantile(np.abs(left) / deviation, 1.0 / np.bincount(group)[group]) if len(left) else _HALF
-        return replace(model, widening=share / _HALF)
+        return replace(model, widening=max(share / _HALF, 1.0))
 
     def left_out(self) -> tuple[Array, Array]:
         """Each value minus its prediction from all others but those of the same row, and its standard deviation.

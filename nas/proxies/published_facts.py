@@ -92,13 +92,14 @@ def described(model: str, config: str = "", group: str = "") -> Facts:
         row = of_group
     if row is not None:
         found = _with_model(found, row, _size(f"{name} {_plain(stated.get('size', ''))} {about}"))
-    if (row := _first(said, decoders()) or _first(free, decoders())) is not None:
+    if (row := _first(said, decoders()) or _first(free, decoders()) or _of_family(said, found)) is not None:
         found = _with_decoder(found, row)
     elif found.decoder_parameters is None and found.recipe != "undisclosed" and (size := _size(said)) is not None:
         found = replace(found, decoder_parameters=size)
     if at := re.search(_ENDS_IN_PX, name):
         found = _at_px(found, float(at[1]))
-    found = _encoder_stated(found, stated, config)
+    named = re.search(_ENCODER_IN_NAME, name)
+    found = _encoder_stated(found, {"encoder": named[0], **stated} if named else stated, config)
     found = _recipe_stated(found, name, stated, config.lower())
     return _tokens_stated(found, stated, pruning)
 
@@ -157,6 +158,7 @@ _FOUR_BITS = r"awq|int-?4|w4|4-?bit|q4"
 _EIGHT_BITS = r"int-?8|w8|8-?bit|q8|quantized"
 _SAMPLES = r"(?<![\w-])(\d+(?:\.\d+)?)(k|m)\b"
 _ENDS_IN_PX = r"-(224|336|384|448|512|672|896|1024)(?:px)?$"
+_ENCODER_IN_NAME = r"(?<![a-z0-9])(siglip|clip|eva|dinov2|internvit|fastvithd|vitamin)(?![a-z]).*"
 _DATE = r"(20\d\d)-(\d\d)"
 
 
@@ -181,6 +183,17 @@ def _first(text: str, rows: tuple[Mapping[str, str], ...]) -> Mapping[str, str] 
 def _size(text: str) -> float | None:
     sizes = re.findall(r"(?<![\w.])(?:v-)?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", re.sub(r"[-;]", " ", text))
     return float(sizes[0][0]) * (1e9 if sizes[0][1] == "b" else 1e6) if sizes else None
+
+
+def _of_family(text: str, found: Facts) -> Mapping[str, str] | None:
+    """The decoder of a family that is named without its size, by the size of the whole model."""
+    size = _size(text) or found.decoder_parameters
+    for family in sorted({row["family"] for row in decoders()}, key=len, reverse=True):
+        own = [row for row in decoders() if row["family"] == family and row["parameters_b"]]
+        named = re.search(rf"(?<![a-z0-9.]){re.escape(family)}(?![a-z0-9.]|-?(vl|v\b|llama))", text)
+        if named and own and family != found.decoder_family:
+            return min(own, key=lambda one: abs(math.log(float(one["parameters_b"]) * 1e9 / (size or 3e9))))
+    return None
 
 
 def _with_model(found: Facts, row: Mapping[str, str], size: float | None) -> Facts:

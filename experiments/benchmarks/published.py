@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from nas.proxies.published_rows import BENCHMARKS, Row, published_rows, scaled
 Array = NDArray[np.float64]
 Progress = Callable[[str, float, float, str], None]
 
+UNSEEN = Path(__file__).parent / "data" / "published_unseen.csv"
 #: Fewest models of a benchmark in a group that are ranked.
 LEAST_MODELS = 6
 #: Half of an interval that holds nine in ten, in standard deviations of a normal distribution.
@@ -139,6 +141,7 @@ def published(progress: Progress) -> dict[str, Any]:
         "coverage_as_a_new_table": float(np.mean(fresh)),
         "mean_error": {name: float(np.mean(found)) for name, found in points.items() if found},
         "left_out_rows": _left_out(rows),
+        "unseen": _unseen(),
         "not_ranked": sorted({row.group for row in rows} - set(groups)),
     }
 
@@ -153,6 +156,25 @@ def _left_out(rows: Sequence[Row]) -> dict[str, Any]:
         "coverage": float(np.mean(np.abs(left) <= _HALF * model.widening * deviation)),
         "mean_error": {name: float(np.mean(found)) for name, found in points.items()},
     }
+
+
+def _unseen() -> dict[str, Any]:
+    """Groups of another file: no fit and no prior saw their values, but the tables know the models' names."""
+    model, rows = PublishedModel.fitted(), published_rows(UNSEEN)
+    found = {}
+    for group in judged(rows):
+        own = [row for row in rows if row.group == group]
+        means, spread = model.posterior(own)
+        values = [scaled(row.benchmark, row.value) / model.units[row.benchmark] for row in own]
+        half = _HALF * model.widening * np.sqrt(np.diag(spread) + model.prior.noise)
+        correlation = correlations(model, own)
+        found[group] = {
+            "rows": len({row.row for row in own}),
+            "spearman": float(np.mean(list(correlation.values()))),
+            "coverage": float(np.mean(np.abs(np.array(values) - means) <= half)),
+            "by_benchmark": correlation,
+        }
+    return found
 
 
 def nested(progress: Progress) -> dict[str, Any]:

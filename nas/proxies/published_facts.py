@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from nas.errors import NasError
+from search_spaces import unknown
 
 DATA = Path(__file__).parent / "published_data"
 
@@ -307,8 +308,6 @@ def _tokens_stated(found: Facts, stated: Mapping[str, str], pruning: str) -> Fac
 
 
 def _known(kind: str, name: str, rows: tuple[Mapping[str, str], ...]) -> Mapping[str, str]:
-    from search_spaces import unknown
-
     known = {row["name"]: row for row in rows}
     if name not in known:
         raise unknown(kind, name, known)

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nas.proxies.published_facts import DATA, Facts, described
 
@@ -43,9 +44,9 @@ class Row:
         return COLUMNS[self.column]
 
 
-def published_rows() -> list[Row]:
-    """All values of the data file, with facts read from their names."""
-    with (DATA / "results.csv").open(encoding="utf-8", newline="") as file:
+def published_rows(path: Path = DATA / "results.csv") -> list[Row]:
+    """All values of the data file, or of another of its form, with facts read from their names."""
+    with path.open(encoding="utf-8", newline="") as file:
         found = []
         for at, line in enumerate(csv.DictReader(file)):
             facts = described(line["model"], line["config"], line["group"])

@@ -61,6 +61,9 @@ def model() -> PublishedModel:
             "LLM=Qwen2.5-3B; Image Encoder=CLIP-B/16; #Visual Tokens=49",
             {"encoder": "clip-b", "image_tokens": 49},
         ),
+        ("bunny-phi-1.5-eva-lora", "", {"encoder": "eva-l", "decoder": "phi-1.5", "low_rank_tuned": True}),
+        ("Bunny-v1.0-3B-zh/bunny-minicpm-siglip", "", {"decoder": "minicpm-2b", "encoder": "siglip-so400m"}),
+        ("Imp-v1.5-2B-Qwen1.5", "", {"decoder": "qwen1.5-1.8b", "recipe": "imp"}),
         ("unheard-of-3B", "", {"decoder_parameters": 3e9, "decoder": "", "encoder": ""}),
     ],
 )
@@ -228,6 +231,18 @@ def test_a_table_held_out_is_ranked() -> None:
     group = "ablation:TinyLLaVA_encoder_x_LLM_x_recipe"
     found = correlations(*held_out(published_rows(), group, unshared=True))
     assert np.mean(list(found.values())) > 0.85
+
+
+def test_a_table_of_no_fit_is_ranked_and_held(model: PublishedModel) -> None:
+    from experiments.benchmarks.published import UNSEEN, correlations
+
+    rows = published_rows(UNSEEN)
+    assert np.mean(list(correlations(model, rows).values())) > 0.8
+    scores = {row.facts: model.predict(row.facts) for row in rows if row.column != "seed"}
+    held = [scores[row.facts][row.benchmark] for row in rows if row.column != "seed"]
+    values = [row.value for row in rows if row.column != "seed"]
+    inside = [score.low <= value <= score.high for score, value in zip(held, values, strict=True)]
+    assert np.mean(inside) > 0.85
 
 
 def test_scales_invert() -> None:

@@ -5,7 +5,7 @@ heads, the first blocks. Three things are not prefixes:
 
 - patch filters of every size are one filter over patches that are resized to its own size; as resizing is linear too,
   both together are a filter of any size;
-- the channels of a narrow decoder head are those of the widest whose RoPE turns them at the same, or the nearest, speed;
+- the channels of a narrow decoder head are those of the widest that RoPE turns at the same, or the nearest, speed;
 - pixel shuffle's channels are the first of each of the four merged tokens.
 
 Positions, queries, encoder families and projectors have weights of their own for each grid, count and kind.
@@ -87,22 +87,21 @@ class Supernet(nn.Module):
             if projection == "out":
                 return shared if shared.dim() == 1 else self._vision_heads(shared.mT, config).mT
             return self._vision_heads(shared, config)
-        return (
-            self._decoder_heads(shared.mT, "q", config).mT
-            if projection == "out"
-            else (self._decoder_heads(shared, projection, config))
-        )
+        if projection == "out":
+            return self._decoder_heads(shared.mT, "q", config).mT
+        return self._decoder_heads(shared, projection, config)
 
     def _vision_heads(self, shared: Tensor, config: VLMConfig) -> Tensor:
         """Rows (heads * head_width, ...) of the first heads, of each the first channels."""
         heads, width = config.vision.heads, config.vision.head_width
-        return shared.unflatten(0, (self.widest.vision.heads, -1))[:heads, :width].flatten(0, 1)
+        apart = shared.reshape(self.widest.vision.heads, -1, *shared.shape[1:])
+        return apart[:heads, :width].flatten(0, 1)
 
     def _decoder_heads(self, shared: Tensor, projection: str, config: VLMConfig) -> Tensor:
         """As `_vision_heads`, the queries of a KV head side by side, channels by the speed of their RoPE."""
         language, widest = config.language, self.widest.language
         channels = turned_alike(language.head_width, widest.head_width).to(shared.device)
-        rows = shared.unflatten(0, (widest.kv_heads, -1, widest.head_width))[: language.kv_heads]
+        rows = shared.reshape(widest.kv_heads, -1, widest.head_width, shared.shape[1])[: language.kv_heads]
         group = language.queries_per_kv_head if projection == "q" else 1
         return rows[:, :group].index_select(2, channels).flatten(0, 2)
 
@@ -119,12 +118,12 @@ def paths(space: SearchSpace) -> list[dict[str, Value]]:
 
 def largest(space: SearchSpace, path: Point) -> dict[str, Value]:
     """The point with the most of everything on a path."""
-    return {name: path.get(name, max(values)) for name, values in space.choices.items()}  # type: ignore[type-var]
+    return {name: path.get(name, max(values)) for name, values in space.choices.items()}
 
 
 def smallest(space: SearchSpace, path: Point) -> dict[str, Value]:
     """The point with the least of everything on a path."""
-    return {name: path.get(name, min(values)) for name, values in space.choices.items()}  # type: ignore[type-var]
+    return {name: path.get(name, min(values)) for name, values in space.choices.items()}
 
 
 _BLOCK = re.compile(r"vision\.blocks\.(\d+)\.(.*)")
@@ -165,7 +164,7 @@ def turned_alike(width: int, widest: int) -> Tensor:
 
 def resized(filters: Tensor, side: int) -> Tensor:
     """Filters (out, in, PATCH, PATCH) as (out, in, side, side): they answer a patch as those answer it resized."""
-    return (filters.flatten(2) @ _resizing(side).to(filters)).unflatten(2, (side, side))
+    return (filters.flatten(2) @ _resizing(side).to(filters)).view(*filters.shape[:2], side, side)
 
 
 @cache

@@ -1,7 +1,7 @@
 """Training a supernet: the sandwich rule with in-place distillation (BigNAS, arXiv:2003.11142).
 
-A step draws a path (encoder, pixels, projector, image tokens) and trains on it the largest slice on the answers, the
-smallest and some between on the answers and on what the largest says. All read the same images and questions.
+A step trains the largest slice of a path (encoder, pixels, projector, image tokens) on the answers, the smallest of
+another and some of any size and path on the answers and on what the largest says. All are asked the same questions.
 Checkpoints hold weights, optimisers and generators: a killed training goes on where its last one was.
 """
 
@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.proxies.data import DataError, Splits, Vocabulary
+from nas.proxies.data import DataError, Splits
 from nas.proxies.muon import Muon
 from nas.proxies.supernet import PATHS, Supernet, largest, smallest
 from nas.proxies.trained import (
@@ -35,12 +35,14 @@ from nas.proxies.trained import (
     draw_batch,
     forward,
     is_matrix,
+    to_pixels,
 )
-from search_spaces import Point, SearchSpace, VLMConfig
+from search_spaces import Point, SearchSpace, Value, VLMConfig
 
 #: Called with step, total steps, and a word on how it goes.
 Told = Callable[[int, int, str], None]
-CHECKPOINT, CURVE = "checkpoint.pt.safetensors", "curve.json"
+CHECKPOINT = "checkpoint.safetensors"
+_FORMAT = "edge-vlm-nas supernet training 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +114,26 @@ class SupernetTraining:
 
     def _train(self, indices: list[int]) -> tuple[float, float]:
         training = self.recipe.training
-        path = {name: self.random.choice(self.space.choices[name]) for name in PATHS}
-        share = training.rate_share(self.step)
+        share = rate_share(self.step, training)
         for optimizer, peak in ((self.muon, training.matrix_rate), (self.adam, training.rate)):
             optimizer.param_groups[0]["lr"] = peak * share
             optimizer.zero_grad()
-        teacher = self._config(largest(self.space, path))
-        batch = on_device(
-            draw_batch(self.data.train, indices, teacher.vision.image_px, self.vocabulary, training.turns, self.order),
-            self.device,
-        )
+        teacher = self._config(largest(self.space, self._path()))
+        pixels = teacher.vision.image_px
+        drawn = draw_batch(self.data.train, indices, pixels, self.vocabulary, training.turns, self.order)
+        batch = on_device(drawn, self.device)
         logits, regions = forward(self.net.slice(teacher), self.supervision, batch, training)
         own = answer_loss(logits, batch.packed)
         (own + regions).backward()  # type: ignore[no-untyped-call]
         said = logits.detach()[batch.packed.targets != IGNORED].softmax(-1)
-        points = [smallest(self.space, path)]
-        points += [self.space.sample(self.random) | path for _ in range(self.recipe.between)]
+        points = [smallest(self.space, self._path())]
+        points += [self.space.sample(self.random) for _ in range(self.recipe.between)]
         others = 0.0
         for point in points:
-            logits, regions = forward(self.net.slice(self._config(point)), self.supervision, batch, training)
+            config = self._config(point)
+            images = to_pixels(self.data.train, indices, config.vision.image_px).to(self.device)
+            batch = Batch(indices, images, batch.packed)
+            logits, regions = forward(self.net.slice(config), self.supervision, batch, training)
             told = logits[batch.packed.targets != IGNORED].log_softmax(-1)
             soft = F.kl_div(told, said, reduction="batchmean")
             hard = answer_loss(logits, batch.packed)
@@ -144,5 +147,86 @@ class SupernetTraining:
         self.adam.step()
         return own.item(), others
 
+    def _path(self) -> dict[str, Value]:
+        return {name: self.random.choice(self.space.choices[name]) for name in PATHS}
+
     def _config(self, point: Point) -> VLMConfig:
         return self.space.decode(point).with_vocabulary(len(self.vocabulary))
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self) -> None:
+        """Write all that a later `run` needs; what was there is replaced at once."""
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"weights/{name}": weight.detach() for name, weight in self.net.weights.items()}
+        if self.supervision is not None:
+            tensors |= {f"heads/{name}": weight.detach() for name, weight in self.supervision.named_parameters()}
+        for name, optimizer in (("muon", self.muon), ("adam", self.adam)):
+            for at, own in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}/{at}/{key}": torch.as_tensor(value) for key, value in own.items()}
+        about = {
+            "format": _FORMAT,
+            "space": self.space.name,
+            "recipe": json.dumps(asdict(self.recipe)),
+            "step": str(self.step),
+            "seconds": repr(self.seconds),
+            "curve": json.dumps(self.curve),
+            "random": json.dumps(self.random.getstate()),
+            "order": json.dumps(self.order.bit_generator.state),
+            "vocabulary": self.vocabulary.to_json(),
+        }
+        unfinished = self.folder / f"{CHECKPOINT}.{os.getpid()}"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, about)
+        unfinished.replace(self.folder / CHECKPOINT)
+
+    def resume(self) -> bool:
+        """Take up the folder's checkpoint, if there is one; raises DataError where it is of another training."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, "pt", device=str(self.device)) as opened:
+                about = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: no checkpoint of this release: {error}; delete it to start anew") from error
+        expected = {"format": _FORMAT, "space": self.space.name, "vocabulary": self.vocabulary.to_json()}
+        for name, value in expected.items():
+            if about.get(name) != value:
+                raise DataError(f"{path}: its {name} is another; delete it, or give another folder, to start anew")
+        with torch.no_grad():
+            for name, weight in self.net.weights.items():
+                weight.copy_(tensors[f"weights/{name}"])
+            if self.supervision is not None:
+                for name, weight in self.supervision.named_parameters():
+                    weight.copy_(tensors[f"heads/{name}"])
+        for name, optimizer in (("muon", self.muon), ("adam", self.adam)):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in tensors.items():
+                whose, *rest = key.split("/")
+                if whose == name:
+                    state.setdefault(int(rest[0]), {})[rest[1]] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.step, self.seconds, self.curve = int(about["step"]), float(about["seconds"]), json.loads(about["curve"])
+        version, numbers, gauss = json.loads(about["random"])
+        self.random.setstate((version, tuple(numbers), gauss))
+        self.order.bit_generator.state = json.loads(about["order"])
+        return True
+
+
+def rate_share(step: int, training: TrainingRecipe) -> float:
+    """The share of the peak rates at a step: up, level (so that more steps may follow), down over the last quarter."""
+    warm, left = training.warmup * training.steps, (training.steps - step) / (0.25 * training.steps)
+    return max(training.final, min(1.0, (step + 1) / max(1.0, warm), left))
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the weights are."""
+    if device.type == "cpu":
+        return batch
+    packed = Packed(*(getattr(batch.packed, each.name).to(device) for each in fields(Packed)))
+    return Batch(batch.indices, batch.images.to(device), packed)

@@ -37,6 +37,13 @@ PROXIES: dict[str, Proxy] = {
         Proxy(
             "jacobian_rank", "cheap", Basis.PREDICTED, "rank only: diversity of answers", f"{_ZERO_COST}:jacobian_rank"
         ),
+        Proxy(
+            "supernet",
+            "cheap",
+            Basis.PREDICTED,
+            "share of right answers on the validation images by the model's slice of a supernet",
+            "nas.proxies.supernet_work:slice_accuracy",
+        ),
         Proxy("capacity", "cheap", Basis.PREDICTED, "rank only: log10 of the parameters", f"{_ZERO_COST}:capacity"),
         Proxy(
             "trained",

@@ -18,6 +18,8 @@ import numpy as np
 
 from nas.proxies.data import SPLIT_SHARES, SPLITS, Bytes, DataError, Dataset, Floats, Indices, Question, Regions, Splits
 
+#: Raised when scenes or questions of the same seed become others.
+VERSION = 2
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 #: Red, green and blue, 0 to 1.
 COLOURS: Mapping[str, tuple[float, float, float]] = {

@@ -1,0 +1,26 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+#: Where experiments are kept unless another storage is given.
+DEFAULT_STORAGE = "sqlite:///runs/nas.db"
+Storage = Annotated[str, typer.Option("--storage", help="Optuna storage URL.")]
+Name = Annotated[str | None, typer.Option("--experiment", "-e", help="Experiment, where the storage holds several.")]
+Device = Annotated[str | None, typer.Option("--device", "-d", help="A device's name; the experiment's own by default.")]
+Runtime = Annotated[
+    str | None, typer.Option("--runtime", help="What runs the models, where the device is calibrated for it.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")]
+
+
+Space = Annotated[str, typer.Option(help="The space whose kernels are drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="What is drawn.")]
+
+
+def in_runtime(device: str, runtime: str | None) -> str:
+    """The name of a device in a runtime."""
+    return f"{device}@{runtime}" if runtime else device

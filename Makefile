@@ -2,19 +2,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+USE := $(VENV)/.use
 READY := $(VENV)/.ready
 
 .PHONY: setup search test test-slow check bench clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+# What a search needs; what tests and checks need comes with them.
+$(USE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
+	touch $(USE)
+
+$(READY): $(USE)
+	$(PIP) -e '.[dev]'
 	touch $(READY)
 
-search: $(READY)
+search: $(USE)
 	$(BIN)/nas search experiments/quickstart.yaml
 
 test: $(READY)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from nas.errors import NasError
 from nas.objectives import CAPS, OBJECTIVES
@@ -31,12 +31,41 @@ class WorkloadSpec(_Strict):
         return Workload(self.images, self.prompt_tokens, self.new_tokens)
 
 
-class DataSpec(_Strict):
-    """What accuracy is measured on: the digit scenes, or a LLaVA-format JSON file with its image folder."""
+#: The keys that each source of data reads.
+_SOURCE_KEYS: dict[str, tuple[str, ...]] = {
+    "digit_scenes": (),
+    "llava": ("json_file", "image_folder"),
+    "huggingface": ("dataset", "revision", "subset", "image_subset", "split", "limit"),
+}
 
-    source: Literal["digit_scenes", "llava"] = "digit_scenes"
+
+class DataSpec(_Strict):
+    """What accuracy is measured on: the digit scenes, a LLaVA-format JSON file, or a Hugging Face dataset.
+
+    `dataset` is OWNER/NAME with its revision, or a folder; see `nas.proxies.hub_data.HubSource` for the other keys.
+    """
+
+    source: Literal["digit_scenes", "llava", "huggingface"] = "digit_scenes"
     json_file: str | None = None
     image_folder: str | None = None
+    dataset: str | None = None
+    revision: str | None = None
+    subset: str | None = None
+    image_subset: str | None = None
+    split: str | None = None
+    limit: Positive | None = None
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_source(self) -> DataSpec:
+        for key, value in self:
+            if key != "source" and value is not None and key not in _SOURCE_KEYS[self.source]:
+                [owner] = [source for source, keys in _SOURCE_KEYS.items() if key in keys]
+                raise ValueError(f"{key} is a key of the source {owner}, but the source is {self.source}")
+        return self
+
+    def named(self) -> str:
+        """The source and what is given of it, for a report."""
+        return " ".join(str(value) for _, value in self if value is not None)
 
 
 class ProxySpec(_Strict):

@@ -22,6 +22,7 @@ def test_import_and_help_load_nothing_heavy() -> None:
     code = (
         "import sys, nas, nas.cli\n"
         "heavy = ('torch', 'tvm', 'optuna', 'numpy', 'plotly', 'sklearn', 'onnx', 'pydantic')\n"
+        "heavy += ('transformers', 'datasets')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -74,6 +75,7 @@ def test_ranges_admit_the_pins() -> None:
         *project["dependencies"],
         *project["optional-dependencies"]["dev"],
         *project["optional-dependencies"]["static"],
+        *project["optional-dependencies"]["hub"],
     ]
     for requirement in map(Requirement, wanted):
         name = requirement.name.lower().replace("_", "-")

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+
+_Key = TypeVar("_Key")
 
 SPLITS = ("train", "validation", "test")
 #: Shares of the source images that go to each split.
@@ -248,31 +250,51 @@ class FolderPixels:
         found = []
         for i in indices.tolist():
             if (i, image_px) not in self._kept:
-                self._kept[i, image_px] = _read_image(self.paths[i], image_px)
+                self._kept[i, image_px] = read_image(self.paths[i], image_px, self.paths[i])
             found.append(self._kept[i, image_px])
         return np.stack(found)
 
 
-def _open_image(path: Path) -> Image:
+def open_image(file: Path | IO[bytes], where: object) -> Image:
+    """The decoded image in RGB; `where` names it in the DataError for one that is damaged or above MOST_PIXELS."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata; the pixels are judged by decoding them
-            with Image.open(path) as opened:
+            with Image.open(file) as opened:
                 if opened.width * opened.height > MOST_PIXELS:
-                    raise DataError(f"{path}: {opened.width} x {opened.height} pixels, at most {MOST_PIXELS} are read")
+                    raise DataError(f"{where}: {opened.width} x {opened.height} pixels, at most {MOST_PIXELS} are read")
                 return opened.convert("RGB")
     except DataError:
         raise
     # Pillow raises whatever a damaged file provokes: OSError, SyntaxError (PNG), ValueError, struct.error ...
     except Exception as error:
-        raise DataError(f"{path}: unreadable image: {error}") from error
+        raise DataError(f"{where}: unreadable image: {error}") from error
 
 
-def _read_image(path: Path, image_px: int) -> Bytes:
-    small = _open_image(path).resize((image_px, image_px), 2)  # 2: bilinear
-    return np.ascontiguousarray(np.asarray(small, np.uint8).transpose(2, 0, 1))  # (3, px, px)
+def read_image(file: Path | IO[bytes], image_px: int, where: object) -> Bytes:
+    """The image as (3, image_px, image_px), bilinearly resized; errors as those of `open_image`."""
+    small = open_image(file, where).resize((image_px, image_px), 2)  # 2: bilinear
+    return np.ascontiguousarray(np.asarray(small, np.uint8).transpose(2, 0, 1))
+
+
+def split_keys(
+    names: Mapping[_Key, str], seed: int, shares: tuple[float, ...], where: object
+) -> tuple[list[_Key], list[_Key], list[_Key]]:
+    """Keys of source images for train, validation and test: a hash of seed and name ranks them, whatever their order.
+
+    Raises DataError for shares that are not three positive numbers of sum 1, and for fewer than three images.
+    """
+    if len(shares) != len(SPLITS) or min(shares) <= 0 or not math.isclose(sum(shares), 1.0):
+        raise DataError(f"shares must be {len(SPLITS)} positive numbers whose sum is 1, but got {shares}")
+    count = len(names)
+    if count < len(SPLITS):
+        raise DataError(f"{where}: {len(SPLITS)} images or more are needed for {SPLITS}, but it has {count}")
+    ranked = sorted(names, key=lambda key: hashlib.sha256(f"{seed}:{names[key]}".encode()).digest())
+    first = min(max(1, round(shares[0] * count)), count - 2)
+    second = min(max(first + 1, round((shares[0] + shares[1]) * count)), count - 1)
+    return ranked[:first], ranked[first:second], ranked[second:]
 
 
 def llava_dataset(json_path: Path, image_folder: Path, seed: int, shares: tuple[float, ...] = SPLIT_SHARES) -> Splits:
@@ -281,18 +303,11 @@ def llava_dataset(json_path: Path, image_folder: Path, seed: int, shares: tuple[
     Split: a hash of seed and image name ranks the images; `shares` of them go to train, validation and test.
     Raises DataError for a malformed entry, an image that is outside of `image_folder`, missing or unreadable.
     """
-    if len(shares) != len(SPLITS) or min(shares) <= 0 or not math.isclose(sum(shares), 1.0):
-        raise DataError(f"shares must be {len(SPLITS)} positive numbers whose sum is 1, but got {shares}")
     asked = _read_entries(json_path, image_folder)
-    if len(asked) < len(SPLITS):
-        raise DataError(f"{json_path}: {len(SPLITS)} images or more are needed for {SPLITS}, but it has {len(asked)}")
-    ranked = sorted(asked, key=lambda path: hashlib.sha256(f"{seed}:{path.as_posix()}".encode()).digest())
-    count = len(ranked)
-    first = min(max(1, round(shares[0] * count)), count - 2)
-    second = min(max(first + 1, round((shares[0] + shares[1]) * count)), count - 1)
+    parts = split_keys({path: path.as_posix() for path in asked}, seed, shares, json_path)
     root = image_folder.resolve()
     datasets = []
-    for split, part in zip(SPLITS, (ranked[:first], ranked[first:second], ranked[second:]), strict=True):
+    for split, part in zip(SPLITS, parts, strict=True):
         pixels = FolderPixels(tuple(root / path for path in part))
         datasets.append(Dataset(f"{json_path.name}/{split}", pixels, tuple(tuple(asked[path]) for path in part)))
     return Splits(*datasets)
@@ -318,7 +333,7 @@ def _read_entries(json_path: Path, image_folder: Path) -> dict[Path, list[Questi
         questions = _questions(entry, where)
         if path not in asked:
             try:
-                _open_image(root / path)  # all of it: a cut-off file has a good header
+                open_image(root / path, root / path)  # all of it: a cut-off file has a good header
             except DataError as error:
                 raise DataError(f"{where}: {error}") from error
         asked.setdefault(path, []).extend(questions)

@@ -12,6 +12,7 @@ from nas.experiment import DataSpec, Experiment
 from nas.promotion import weights_path
 from nas.proxies.data import DataError, Splits, blind_baseline, llava_dataset
 from nas.proxies.digits import digit_scenes
+from nas.proxies.hub_data import HubSource, huggingface_dataset
 from search_spaces import VLMConfig
 
 
@@ -20,6 +21,13 @@ def splits(spec: DataSpec, seed: int) -> Splits:
     """Train, validation and test images with their questions; read once a process."""
     if spec.source == "digit_scenes":
         return digit_scenes(seed)
+    if spec.source == "huggingface":
+        if spec.dataset is None:
+            raise DataError("data: the source huggingface needs dataset, a folder or OWNER/NAME")
+        where = HubSource(
+            spec.dataset, spec.revision, spec.subset, spec.image_subset, spec.split or "train", spec.limit
+        )
+        return huggingface_dataset(where, seed)
     if spec.json_file is None or spec.image_folder is None:
         raise DataError("data: the source llava needs json_file and image_folder")
     return llava_dataset(Path(spec.json_file), Path(spec.image_folder), seed)

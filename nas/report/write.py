@@ -56,10 +56,8 @@ def _footer(found: Findings) -> str:
         f"<li>{label} “{escape(name)}”: {escape(PROXIES[name].says) if name in PROXIES else 'unknown here'}.</li>"
         for name, label in kinds
     )
-    data = experiment.data
-    source = " ".join(part for part in (data.source, data.json_file, data.image_folder) if part)
     how = (
-        f"<ul>{proxies}<li>Data: {escape(source)}.</li>"
+        f"<ul>{proxies}<li>Data: {escape(experiment.data.named())}.</li>"
         f"<li>Latency: the sum of the model's kernels by the cost model “{experiment.cost_model}”, phase by phase.</li>"
         f"<li>Energy: latency × {number(power.value)} W active power of the board{badge(power.basis)} "
         f"({escape(power.source)}).</li>"

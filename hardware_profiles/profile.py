@@ -193,6 +193,11 @@ class Profile(_Strict):
         return self._runtime
 
     @property
+    def called(self) -> str:
+        """What `load` takes: the name, with the runtime where it is not TVM."""
+        return self.name if self.runtime == TVM else f"{self.name}@{self.runtime}"
+
+    @property
     def runtimes(self) -> tuple[str, ...]:
         """Every runtime that `in_runtime` takes."""
         stored = self.folder.glob(CALIBRATION_OF.format("*"))

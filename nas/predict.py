@@ -69,7 +69,7 @@ def predict(config: VLMConfig, workload: Workload, profile: Profile, model_name:
     fits = cost.memory.peak_bytes <= profile.usable_memory_bytes
     return {
         "id": config.id,
-        "device": profile.name,
+        "device": profile.called,
         "objectives": {
             name: {"value": o.value(cost, None), "basis": o.basis(cost, None, profile).value}
             for name, o in OBJECTIVES.items()

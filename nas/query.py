@@ -18,7 +18,7 @@ from search_spaces import unknown
 
 def on_device(archive: Archive, evaluations: Sequence[Evaluation], profile: Profile) -> list[Evaluation]:
     """The evaluations priced anew for a device; those of the experiment's own device as they were stored."""
-    if profile.name == archive.experiment.device:
+    if profile.called == archive.experiment.device:
         return list(evaluations)
     experiment = archive.experiment
     pricer = Pricer(cost_model("auto", profile), experiment.workload.workload())
@@ -36,7 +36,7 @@ def front(archive: Archive, profile: Profile | None = None) -> list[Evaluation]:
     """
     experiment = archive.experiment
     known = archive.best_known()
-    if profile is not None and profile.name != experiment.device:
+    if profile is not None and profile.called != experiment.device:
         known = on_device(archive, known, profile)
     else:
         fit = [e for e in known if not violations(_judged(experiment.caps, known), e.cost, e.accuracy)]
@@ -98,7 +98,7 @@ def as_json(evaluation: Evaluation, archive: Archive, profile: Profile) -> dict[
     return {
         "id": evaluation.id,
         "description": describe(evaluation, archive),
-        "device": profile.name,
+        "device": profile.called,
         "objectives": numbers,
         "proxy": accuracy.proxy if accuracy else None,
         "test_accuracy": evaluation.detail.get("test_accuracy"),
@@ -109,7 +109,7 @@ def as_json(evaluation: Evaluation, archive: Archive, profile: Profile) -> dict[
             "activations": cost.memory.activation_bytes,
         },
         "timed_share": cost.total.timed_share,
-        "measured": archive.measured(evaluation.id) if profile.name == archive.experiment.device else None,
+        "measured": archive.measured(evaluation.id) if profile.called == archive.experiment.device else None,
         "config": evaluation.config(archive.experiment).to_dict(),
     }
 

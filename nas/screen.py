@@ -75,7 +75,7 @@ def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profil
     for heading in ("accuracy", "predicted", "measured", "error", "memory", "params"):
         table.add_column(heading, justify="right", no_wrap=True)
     for member in members:
-        measured = archive.measured(member.id) if profile.name == archive.experiment.device else None
+        measured = archive.measured(member.id) if profile.called == archive.experiment.device else None
         beside = ("-", "-")
         if measured:
             seconds, predicted = measured["latency_measured_s"], measured["latency_predicted_s"]
@@ -112,7 +112,7 @@ def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: 
             table.add_row(name, objective.show(value), objective.basis(member.cost, member.accuracy, profile).value)
     for phase, seconds in phases_s(member.cost).items():
         table.add_row(f"latency of {phase}", OBJECTIVES["latency"].show(seconds), member.cost.basis.value)
-    measured = archive.measured(member.id) if profile.name == archive.experiment.device else None
+    measured = archive.measured(member.id) if profile.called == archive.experiment.device else None
     if measured:
         table.add_row("latency, end to end", OBJECTIVES["latency"].show(measured["latency_measured_s"]), "measured")
     return table
@@ -129,7 +129,7 @@ def basis_line(members: Sequence[Evaluation], archive: Archive, profile: Profile
     ]
     proxy = first.accuracy.proxy if first.accuracy else "none"
     share = f"{100 * first.cost.total.timed_share:.0f} % of its latency from kernels timed on {profile.name}"
-    own = profile.name == archive.experiment.device
+    own = profile.called == archive.experiment.device
     records = [record for member in members if own and (record := archive.measured(member.id))]
     disturbed = sum(not record["quiet"] for record in records)
     warning = (

@@ -23,4 +23,4 @@ Seed = Annotated[int, typer.Option(min=0, help="What is drawn.")]
 
 def in_runtime(device: str, runtime: str | None) -> str:
     """The name of a device in a runtime."""
-    return f"{device}@{runtime}" if runtime else device
+    return f"{device.partition('@')[0]}@{runtime}" if runtime else device

@@ -209,3 +209,17 @@ def test_a_runtime_that_nobody_calibrated_is_refused(run: Any, data: Path) -> No
     assert one["objectives"]["latency"]["basis"] == "static"
     assert other["objectives"]["latency"]["basis"] == "calibrated"
     assert one["objectives"]["latency"]["value"] != other["objectives"]["latency"]["value"]
+
+
+def test_a_search_and_its_front_may_be_of_a_runtime(run: Any, experiment: Any) -> None:
+    file = experiment(device="raspberry-pi-5@llama.cpp")
+    done = run("search", file, "--json")
+    assert done.returncode == 0, done.stderr
+    own = json.loads(run("front", "--json").stdout)
+    assert {member["device"] for member in own} == {"raspberry-pi-5@llama.cpp"}
+    assert {member["objectives"]["latency"]["basis"] for member in own} == {"calibrated"}
+    by_tvm = json.loads(run("front", "--runtime", "tvm", "--json").stdout)
+    assert {member["device"] for member in by_tvm} == {"raspberry-pi-5"}
+    assert {member["objectives"]["latency"]["basis"] for member in by_tvm} == {"static"}
+    shared = {member["id"]: member["phases_s"] for member in own}
+    assert all(member["phases_s"] != shared[member["id"]] for member in by_tvm if member["id"] in shared)

@@ -1,0 +1,64 @@
+"""Every accuracy proxy against the truth: configs trained alone (see truth.py), and published results.
+
+nas bench proxy --json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from scipy.stats import kendalltau, spearmanr
+
+from experiments.benchmarks.published import published
+from experiments.benchmarks.truth import FILE
+from experiments.benchmarks.zero_cost import zero_cost
+from nas.proxies.supernet_work import evaluate_slice
+from search_spaces import SPACES
+
+Progress = Callable[[str, float, float, str], None]
+
+
+def proxy(progress: Progress) -> dict[str, Any]:
+    """Everything that `nas bench proxy` prints."""
+    table = json.loads(FILE.read_text(encoding="utf-8"))
+    rows = [row for row in table["rows"] if None not in row["accuracy"]]
+    truth = [statistics.mean(row["accuracy"]) for row in rows]
+    return {
+        "truth": {
+            "configurations": len(rows),
+            "steps": table["steps"],
+            "spread": max(truth) - min(truth),
+            "best": max(truth),
+            "seed_kendall": kendall(*zip(*(row["accuracy"] for row in rows), strict=True)),
+            "seed_noise": statistics.median(abs(row["accuracy"][0] - row["accuracy"][1]) for row in rows),
+        },
+        "supernet": of_supernet(rows, truth, progress),
+        "zero_cost": zero_cost(rows, progress),
+        "published": published(progress),
+    }
+
+
+def of_supernet(rows: list[dict[str, Any]], truth: list[float], progress: Progress) -> dict[str, Any]:
+    """Ranks of the slices against the truth, and the median seconds of one evaluation."""
+    told, seconds = [], []
+    for at, row in enumerate(rows):
+        progress("supernet", at, len(rows), "")
+        started = time.monotonic()
+        told.append(evaluate_slice(SPACES["tiny"].decode(row["point"]))["accuracy"])
+        seconds.append(time.monotonic() - started)
+    return {
+        "kendall": kendall(told, truth),
+        "spearman": float(spearmanr(told, truth).statistic),
+        "seconds": statistics.median(seconds),
+        "most_seconds": max(seconds[1:]),
+        "mean_error": statistics.mean(abs(slice_ - alone) for slice_, alone in zip(told, truth, strict=True)),
+    }
+
+
+def kendall(scores: Any, truth: Any) -> float:
+    """Kendall's tau-b."""
+    return float(kendalltau(scores, truth).statistic)

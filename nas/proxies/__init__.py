@@ -13,7 +13,10 @@ from search_spaces import unknown
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An estimate of accuracy: `fidelity` cheap for every candidate, dear for the promoted; `code` is where it is."""
+    """An estimate of accuracy: `fidelity` cheap for every candidate, dear for the promoted; `code` is where it is.
+
+    A cheap one scores a config (with a seed); a dear one says how its training begins: recipe, and weights or none.
+    """
 
     name: str
     fidelity: str
@@ -50,7 +53,14 @@ PROXIES: dict[str, Proxy] = {
             "dear",
             Basis.MEASURED,
             "share of right answers on the validation images after a short training",
-            "nas.proxies.trained:train_candidate",
+            "nas.proxies.evaluation:alone",
+        ),
+        Proxy(
+            "tuned",
+            "dear",
+            Basis.MEASURED,
+            "share of right answers on the validation images by the supernet's slice, trained on",
+            "nas.proxies.evaluation:from_slice",
         ),
     )
 }

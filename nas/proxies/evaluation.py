@@ -6,14 +6,22 @@ import os
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas.experiment import DataSpec, Experiment
 from nas.promotion import weights_path
+from nas.proxies import proxy
 from nas.proxies.data import DataError, Splits, blind_baseline, llava_dataset
 from nas.proxies.digits import digit_scenes
 from nas.proxies.hub_data import HubSource, huggingface_dataset
 from search_spaces import VLMConfig
+
+if TYPE_CHECKING:
+    from nas.proxies.trained import TrainingRecipe
+    from search_spaces.network import VisionLanguageModel
+
+#: Steps of the proxy `tuned` where an experiment names none.
+TUNING_STEPS = 150
 
 
 @lru_cache(maxsize=2)
@@ -38,6 +46,23 @@ def vocabulary_size(experiment: Experiment) -> int:
     return len(splits(experiment.data, experiment.seed).vocabulary())
 
 
+def alone(config: VLMConfig, data: Splits, steps: int | None) -> tuple[TrainingRecipe, None]:
+    """How the proxy `trained` begins: with weights of no training."""
+    from nas.proxies.trained import TrainingRecipe
+
+    del config, data
+    return (TrainingRecipe() if steps is None else TrainingRecipe(steps=steps)), None
+
+
+def from_slice(config: VLMConfig, data: Splits, steps: int | None) -> tuple[TrainingRecipe, VisionLanguageModel]:
+    """How the proxy `tuned` begins: with the supernet's slice, at a third of the rates."""
+    from nas.proxies.supernet_work import extracted
+    from nas.proxies.trained import TrainingRecipe
+
+    recipe = TrainingRecipe(steps=steps or TUNING_STEPS, matrix_rate=0.007, rate=1e-3)
+    return recipe, extracted(config, data.vocabulary())
+
+
 def train(experiment: Experiment, folder: Path, config: VLMConfig) -> dict[str, Any]:
     """Train a config, keep its weights, and return validation accuracy (for the search) and test accuracy (only told).
 
@@ -45,14 +70,14 @@ def train(experiment: Experiment, folder: Path, config: VLMConfig) -> dict[str, 
     """
     import torch
 
-    from nas.proxies.trained import TrainingRecipe, evaluate, train_candidate
+    from nas.proxies.trained import evaluate, train_candidate
     from nas.proxies.weights import save_weights
 
     torch.set_num_threads(1)
     data = splits(experiment.data, experiment.seed)
-    steps = experiment.proxy.steps
-    recipe = TrainingRecipe() if steps is None else TrainingRecipe(steps=steps)
-    trained = train_candidate(config, data, recipe, seed=experiment.seed)
+    begin = proxy(experiment.proxy.dear, "dear").load()
+    recipe, start = begin(config, data, experiment.proxy.steps)
+    trained = train_candidate(config, data, recipe, seed=experiment.seed, start=start)
     result = trained.result
     test_accuracy, _ = evaluate(trained.network, data.test, trained.vocabulary)
     path = weights_path(folder, config.id)

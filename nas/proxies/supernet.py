@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import fields
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search_spaces import Point, SearchSpace, Value, VLMConfig
+from search_spaces import ConfigError, Point, SearchSpace, Value, VLMConfig
 from search_spaces.network import VisionLanguageModel
 
 #: Side of the filter that patch filters of every size are made from.
@@ -48,6 +50,7 @@ class Supernet(nn.Module):
 
     def slice(self, config: VLMConfig) -> VisionLanguageModel:
         """The network of a config of this space and vocabulary, its weights views: gradients reach the shared ones."""
+        self._check(config)
         with torch.device("meta"):
             network = config.build()
         for name, module in network.named_modules():
@@ -60,11 +63,28 @@ class Supernet(nn.Module):
 
     def extract(self, config: VLMConfig) -> VisionLanguageModel:
         """The network of a config with a copy of its slice, on its own from there on."""
+        self._check(config)
         network = config.build()
         with torch.no_grad():
             for name, weight in network.named_parameters():
                 weight.copy_(self._cut(name, weight.shape, config))
         return network
+
+    def _check(self, config: VLMConfig) -> None:
+        for part in ("vision", "language"):
+            asked, most = (vars_of(getattr(each, part)) for each in (config, self.widest))
+            for name, value in asked.items():
+                if name not in ("image_px", "grid") and value > most.get(name, value):
+                    raise ConfigError(
+                        f"the supernet of {self.space.name} holds {part}.{name} <= {most[name]}, but got {value}"
+                    )
+        if config.language.vocabulary != self.vocabulary:
+            raise ConfigError(
+                f"the supernet of {self.space.name} has {self.vocabulary} words, but the config "
+                f"{config.language.vocabulary}"
+            )
+        if f"vision/positions/{config.vision.grid}" not in self.weights:
+            raise ConfigError(f"the supernet of {self.space.name} has no grid of {config.vision.grid}")
 
     def _cut(self, name: str, shape: torch.Size, config: VLMConfig) -> Tensor:
         found = self._arranged(self.weights[_key(name, config)], name, config)
@@ -104,6 +124,11 @@ class Supernet(nn.Module):
         rows = shared.reshape(widest.kv_heads, -1, widest.head_width, shared.shape[1])[: language.kv_heads]
         group = language.queries_per_kv_head if projection == "q" else 1
         return rows[:, :group].index_select(2, channels).flatten(0, 2)
+
+
+def vars_of(part: Any) -> dict[str, int]:
+    """The fields of a part of a config."""
+    return {field.name: getattr(part, field.name) for field in fields(part)}
 
 
 def paths(space: SearchSpace) -> list[dict[str, Value]]:

@@ -13,6 +13,7 @@ from nas.proxies.data import DataError, Splits, Vocabulary
 from nas.proxies.digits import VERSION, digit_scenes
 from nas.proxies.supernet import Supernet
 from search_spaces import SPACES, VLMConfig, unknown
+from search_spaces.network import VisionLanguageModel
 
 #: The product's own weights.
 SHIPPED = Path(__file__).parent / "supernets"
@@ -86,6 +87,17 @@ def evaluate_slice(config: VLMConfig, weights: Path | None = None) -> dict[str, 
         "seconds": time.monotonic() - started,
         "basis": "predicted",
     }
+
+
+def extracted(config: VLMConfig, vocabulary: Vocabulary) -> VisionLanguageModel:
+    """The network of a config with the weights of its slice; raises DataError where the vocabulary is another."""
+    supernet, own, _ = _loaded(SHIPPED / "tiny.safetensors")
+    if own != vocabulary:
+        raise DataError(
+            "the supernet knows the digit scenes of its own seed only; use the proxies synflow and trained for other "
+            "data, or train a supernet on them"
+        )
+    return supernet.extract(config.with_vocabulary(len(own)))
 
 
 def slice_accuracy(config: VLMConfig, seed: int) -> float:

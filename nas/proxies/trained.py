@@ -113,17 +113,24 @@ class Trained:
 
 
 def train_candidate(
-    config: VLMConfig, data: Splits, recipe: TrainingRecipe, *, seed: int, progress: Progress | None = None
+    config: VLMConfig,
+    data: Splits,
+    recipe: TrainingRecipe,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+    start: VisionLanguageModel | None = None,
 ) -> Trained:
     """Train `config` on `data.train`, judge it on `data.validation`.
 
-    The vocabulary of the data replaces the config's. Uses the torch threads of the caller; leaves the global random
-    generators as they were. Two calls with equal arguments on one machine give equal results, seconds apart.
+    The vocabulary of the data replaces the config's. `start` is its network with the weights to begin from. Uses the
+    torch threads of the caller; leaves the global random generators as they were. Two calls with equal arguments on one
+    machine give equal results, seconds apart.
     """
     vocabulary = data.vocabulary()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = config.with_vocabulary(len(vocabulary)).build()
+        network = config.with_vocabulary(len(vocabulary)).build() if start is None else start
         width = config.vision.width
         supervision = RegionSupervision(width, data.train, vocabulary) if data.train.regions is not None else None
     rng = np.random.default_rng(seed)

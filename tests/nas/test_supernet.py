@@ -23,7 +23,7 @@ from nas.proxies.supernet import PATCH, PATHS, Supernet, largest, resized, small
 from nas.proxies.supernet_training import CHECKPOINT, SupernetRecipe, SupernetTraining, rate_share
 from nas.proxies.trained import TrainingRecipe
 from nas.proxies.weights import MADE_BY, load_supernet, save_supernet
-from search_spaces import SPACES, VLMConfig
+from search_spaces import SPACES, ConfigError, VLMConfig
 from search_spaces.blocks import rotary
 
 TINY, WORDS = SPACES["tiny"], 52
@@ -101,6 +101,17 @@ def test_a_step_on_a_slice_changes_what_another_slice_says(net: Supernet) -> Non
     assert not torch.equal(before, answers(net.slice(large)))
     with torch.no_grad():
         weight.copy_(kept)
+
+
+def test_a_config_outside_of_the_space_is_refused(net: Supernet) -> None:
+    inside = config_of(largest(TINY, {}))
+    for change, message in (
+        (replace(inside, vision=replace(inside.vision, depth=7)), r"holds vision.depth <= 6, but got 7"),
+        (replace(inside, vision=replace(inside.vision, image_px=98, grid=14)), "has no grid of 14"),
+        (inside.with_vocabulary(WORDS + 1), "has 52 words, but the config 53"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            net.slice(change)
 
 
 @pytest.mark.parametrize("side", [2, 3, 6, 9, 12, 18, 32])

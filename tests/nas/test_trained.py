@@ -73,14 +73,14 @@ def test_a_short_training_learns(data: Splits) -> None:
         config_of(), data, SHORT, seed=0, progress=lambda step, total, loss: seen.append((step, total, loss))
     )
     result = trained.result
-    assert result.loss_curve[-1][1] < 0.75 * result.loss_curve[0][1]
+    assert result.loss_curve[-1][1] < 0.85 * result.loss_curve[0][1]
     assert [step for step, _ in result.loss_curve] == list(range(5, 41, 5))
     assert seen == [(step, 40, loss) for step, loss in result.loss_curve]
     assert result.steps == 40
     assert not result.diverged
     assert 0 < result.seconds < 60
-    assert 0.1 < result.accuracy < 1
-    assert set(result.by_question_type) == {"identity", "colour", "count", "relation", "comparison"}
+    assert 0.05 < result.accuracy < 1
+    assert set(result.by_question_type) == {"identity", "colour", "count", "relation", "comparison", "caption"}
     assert trained.network.config == config_of().with_vocabulary(len(data.vocabulary()))
 
 

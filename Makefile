@@ -38,7 +38,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python experiments/benchmarks/speed.py
-	$(BIN)/python experiments/benchmarks/proxies.py
+	$(BIN)/nas bench proxy
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

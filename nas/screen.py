@@ -332,6 +332,31 @@ def show_fewshot(found: dict[str, Any]) -> None:
         out.print(f"vision transformers on {name}: MAPE {part['mape_20']:.1f} %", markup=False)
 
 
+def show_proxies(found: dict[str, Any]) -> None:
+    """Rank correlations of the accuracy proxies."""
+    truth, supernet = found["truth"], found["supernet"]
+    table = Table(
+        title=f"{truth['configurations']} models trained alone: accuracy to {truth['best']:.3f}, spread "
+        f"{truth['spread']:.3f}, Kendall's tau between seeds {truth['seed_kendall']:.2f}",
+        title_justify="left",
+        box=None,
+    )
+    for heading in ("proxy", "Kendall's tau", "seconds a model"):
+        table.add_column(heading, justify="left" if heading == "proxy" else "right")
+    table.add_row("supernet", f"{supernet['kendall']:.2f}", f"{supernet['seconds']:.2f}")
+    for name, part in found["zero_cost"].items():
+        if isinstance(part, dict):
+            seconds = f"{found['zero_cost']['seconds']:.2f}" if name == "combined" else ""
+            table.add_row(name, f"{part['kendall']:.2f}", seconds)
+    out.print(table)
+    published = found["published"]
+    out.print(
+        f"published results: Spearman {published['mean_spearman']:.2f} in groups that were left out, "
+        f"{published['coverage']:.0%} inside intervals of 90 %",
+        markup=False,
+    )
+
+
 def facts_table(profile: Profile) -> Table:
     """Every fact of a device: value, basis, source."""
     table = Table(title=f"{profile.name}: {profile.title}", title_justify="left", box=None, pad_edge=False)

@@ -59,3 +59,17 @@ def bench_fewshot(
         screen.print_json(found)
     else:
         screen.show_fewshot(found)
+
+
+@bench_app.command("proxy")
+def bench_proxy(as_json: AsJson = False) -> None:
+    """Judge the accuracy proxies against models trained alone, and against published results."""
+    from experiments.benchmarks.proxy import proxy
+    from nas import screen
+
+    with screen.progress_bar() as progress:
+        found = proxy(progress)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_proxies(found)

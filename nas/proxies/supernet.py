@@ -44,7 +44,7 @@ class Supernet(nn.Module):
             config = space.decode(largest(space, path)).with_vocabulary(vocabulary)
             built = config.build()
             for name, weight in built.named_parameters():
-                key = _key(name, config)
+                key = shared_name(name, config)
                 if key not in self.weights:
                     self.weights[key] = nn.Parameter(_shared(name, weight.detach(), config))
 
@@ -58,7 +58,8 @@ class Supernet(nn.Module):
                 if weight is not None:
                     full = f"{name}.{own}" if name else own
                     del module._parameters[own]
-                    setattr(module, own, self._cut(full, weight.shape, config))
+                    shared = self.weights[shared_name(full, config)]
+                    setattr(module, own, self.cut(full, config, weight.shape, shared))
         return network
 
     def extract(self, config: VLMConfig) -> VisionLanguageModel:
@@ -67,7 +68,7 @@ class Supernet(nn.Module):
         network = config.build()
         with torch.no_grad():
             for name, weight in network.named_parameters():
-                weight.copy_(self._cut(name, weight.shape, config))
+                weight.copy_(self.cut(name, config, weight.shape, self.weights[shared_name(name, config)]))
         return network
 
     def _check(self, config: VLMConfig) -> None:
@@ -86,8 +87,9 @@ class Supernet(nn.Module):
         if f"vision/positions/{config.vision.grid}" not in self.weights:
             raise ConfigError(f"the supernet of {self.space.name} has no grid of {config.vision.grid}")
 
-    def _cut(self, name: str, shape: torch.Size, config: VLMConfig) -> Tensor:
-        found = self._arranged(self.weights[_key(name, config)], name, config)
+    def cut(self, name: str, config: VLMConfig, shape: torch.Size, shared: Tensor) -> Tensor:
+        """What a config's weight of that name and shape takes of a tensor as large as the shared weight."""
+        found = self._arranged(shared, name, config)
         for dimension, size in enumerate(shape):
             if found.shape[dimension] != size:
                 found = found.narrow(dimension, 0, size)
@@ -154,7 +156,7 @@ def smallest(space: SearchSpace, path: Point) -> dict[str, Value]:
 _BLOCK = re.compile(r"vision\.blocks\.(\d+)\.(.*)")
 
 
-def _key(name: str, config: VLMConfig) -> str:
+def shared_name(name: str, config: VLMConfig) -> str:
     """The shared weight behind a weight; a ParameterDict's keys hold no points."""
     if name == "vision.positions":
         name = f"vision.positions.{config.vision.grid}"

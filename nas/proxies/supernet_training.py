@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.proxies.data import DataError, Splits
-from nas.proxies.muon import Muon
+from nas.proxies.slice_muon import SliceMuon
 from nas.proxies.supernet import PATHS, Supernet, largest, smallest
 from nas.proxies.trained import (
     IGNORED,
@@ -42,7 +42,7 @@ from search_spaces import Point, SearchSpace, Value, VLMConfig
 #: Called with step, total steps, and a word on how it goes.
 Told = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.safetensors"
-_FORMAT = "edge-vlm-nas supernet training 1"
+_FORMAT = "edge-vlm-nas supernet training 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,16 @@ class SupernetTraining:
             )
         self.net.to(self.device)
         modules: list[nn.Module] = [self.net] if self.supervision is None else [self.net, self.supervision]
-        named = [(name.replace("/", "."), weight) for name, weight in self.net.weights.items()]
-        matrices = [weight for name, weight in named if is_matrix(name, weight) and "positions" not in name]
-        taken = {id(weight) for weight in matrices}
+        matrices = {
+            name: weight
+            for name, weight in self.net.weights.items()
+            if is_matrix(name.replace("/", "."), weight) and "positions" not in name
+        }
+        taken = {id(weight) for weight in matrices.values()}
         self.parameters = [weight for module in modules for weight in module.parameters()]
         rest = [weight for weight in self.parameters if id(weight) not in taken]
         training = recipe.training
-        self.muon = Muon(matrices, training.matrix_rate, training.momentum, training.weight_decay)
+        self.muon = SliceMuon(self.net, matrices, training.momentum, training.weight_decay)
         self.adam = torch.optim.AdamW(rest, training.rate, training.betas, weight_decay=training.weight_decay)
         self.random, self.order = random.Random(seed), np.random.default_rng(seed)
         self.step, self.seconds, self.curve = 0, 0.0, list[list[float]]()
@@ -115,9 +118,9 @@ class SupernetTraining:
     def _train(self, indices: list[int]) -> tuple[float, float]:
         training = self.recipe.training
         share = rate_share(self.step, training)
-        for optimizer, peak in ((self.muon, training.matrix_rate), (self.adam, training.rate)):
-            optimizer.param_groups[0]["lr"] = peak * share
-            optimizer.zero_grad()
+        self.adam.param_groups[0]["lr"] = training.rate * share
+        for weight in self.parameters:
+            weight.grad = None
         teacher = self._config(largest(self.space, self._path()))
         pixels = teacher.vision.image_px
         drawn = draw_batch(self.data.train, indices, pixels, self.vocabulary, training.turns, self.order)
@@ -128,9 +131,8 @@ class SupernetTraining:
         said = logits.detach()[batch.packed.targets != IGNORED].softmax(-1)
         points = [smallest(self.space, self._path())]
         points += [self.space.sample(self.random) for _ in range(self.recipe.between)]
-        others = 0.0
-        for point in points:
-            config = self._config(point)
+        configs, others = [self._config(point) for point in points], 0.0
+        for config in configs:
             images = to_pixels(self.data.train, indices, config.vision.image_px).to(self.device)
             batch = Batch(indices, images, batch.packed)
             logits, regions = forward(self.net.slice(config), self.supervision, batch, training)
@@ -139,11 +141,11 @@ class SupernetTraining:
             hard = answer_loss(logits, batch.packed)
             loss = self.recipe.soft * soft + (1 - self.recipe.soft) * hard
             (loss + regions).backward()  # type: ignore[no-untyped-call]
-            others += hard.item() / len(points)
-        norm = nn.utils.clip_grad_norm_(self.parameters, training.clip * (1 + len(points)))
+            others += hard.item() / len(configs)
+        norm = nn.utils.clip_grad_norm_(self.parameters, training.clip * (1 + len(configs)))
         if not (math.isfinite(own.item()) and math.isfinite(norm.item())):
             raise DataError(f"the supernet's loss left the finite numbers at step {self.step}; lower its rates")
-        self.muon.step()
+        self.muon.step([teacher, *configs], training.matrix_rate * share)
         self.adam.step()
         return own.item(), others
 
@@ -163,9 +165,9 @@ class SupernetTraining:
         tensors = {f"weights/{name}": weight.detach() for name, weight in self.net.weights.items()}
         if self.supervision is not None:
             tensors |= {f"heads/{name}": weight.detach() for name, weight in self.supervision.named_parameters()}
-        for name, optimizer in (("muon", self.muon), ("adam", self.adam)):
-            for at, own in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}/{at}/{key}": torch.as_tensor(value) for key, value in own.items()}
+        tensors |= {f"momentum/{name}": momentum for name, momentum in self.muon.state.items()}
+        for at, own in self.adam.state_dict()["state"].items():
+            tensors |= {f"adam/{at}/{key}": torch.as_tensor(value) for key, value in own.items()}
         about = {
             "format": _FORMAT,
             "space": self.space.name,
@@ -204,13 +206,14 @@ class SupernetTraining:
             if self.supervision is not None:
                 for name, weight in self.supervision.named_parameters():
                     weight.copy_(tensors[f"heads/{name}"])
-        for name, optimizer in (("muon", self.muon), ("adam", self.adam)):
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in tensors.items():
-                whose, *rest = key.split("/")
-                if whose == name:
-                    state.setdefault(int(rest[0]), {})[rest[1]] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            for name, momentum in self.muon.state.items():
+                momentum.copy_(tensors[f"momentum/{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            whose, *rest = key.split("/")
+            if whose == "adam":
+                state.setdefault(int(rest[0]), {})[rest[1]] = tensor
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": state})
         self.step, self.seconds, self.curve = int(about["step"]), float(about["seconds"]), json.loads(about["curve"])
         version, numbers, gauss = json.loads(about["random"])
         self.random.setstate((version, tuple(numbers), gauss))

@@ -1,20 +1,20 @@
 """Trains the pilot table of zero-cost proxies where it is out of date, and fits the combination on it.
 
-    python -m experiments.fit_zero_cost [--configs N] [--steps N] [--workers N]
+    python -m experiments.fit_zero_cost [--configs N] [--steps N] [--workers N] [--as-is]
 
 The pilot is drawn with a seed of its own, evenly over the logarithm of the parameters up to the quickstart's cap. Rows
 are kept as they come, so a killed run goes on; rows that were trained on other scenes or for other steps are trained
-anew. The result is `nas/proxies/zero_cost.json`.
+anew; `--as-is` trains nothing and fits on the table as it stands. The result is `nas/proxies/zero_cost.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import random
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.benchmarks.zero_cost import PILOT, SINGLE, agreement
+from cost_models.calibration import average
+from experiments.benchmarks.zero_cost import PILOT, SINGLE, agreement, read_pilot, scenes_id
 from nas.experiment import read_experiment
 from nas.promotion import worker_pool
 from nas.proxies.combined import STORED, Stored, Term, Validated, features
@@ -37,8 +38,8 @@ Array = NDArray[np.float64]
 SEED = "pilot:1"
 #: Log10 of the parameters: the range below the cap, and the parts of it that are drawn in turn.
 RANGE, PARTS = 1.4, 6
-#: Ridges that are tried, in units of a standardised feature's share; the best at predicting left-out rows is taken.
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+#: Variance of an accuracy's error, in units of that of the accuracies, and how many draws of variances are averaged.
+NOISE, DRAWS = (0.05, 1.5), 200
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
 
 
@@ -48,10 +49,11 @@ def main() -> None:
     parser.add_argument("--configs", type=int, default=48)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--as-is", action="store_true")
     asked = parser.parse_args()
     experiment = read_experiment(QUICKSTART)
     space, most = SPACES[experiment.space], math.log10(experiment.caps["max_parameters_m"] * 1e6)
-    rows = pilot(space, most, asked.configs, asked.steps, asked.workers)
+    rows = read_pilot()["rows"] if asked.as_is else pilot(space, most, asked.configs, asked.steps, asked.workers)
     found = [features(space.decode(row["point"]), 0) for row in rows]
     fitted = fit(space.name, found, [float(np.mean(row["accuracy"])) for row in rows])
     STORED.write_text(fitted.to_json(), encoding="utf-8")
@@ -79,9 +81,9 @@ def pilot(space: SearchSpace, most: float, count: int, steps: int, workers: int)
         "space": space.name,
         "made_by": "python -m experiments.fit_zero_cost",
         "steps": steps,
-        "scenes": told_scenes(),
+        "scenes": scenes_id(),
     }
-    table = json.loads(PILOT.read_text(encoding="utf-8")) if PILOT.is_file() else {}
+    table = read_pilot() if PILOT.is_file() else {}
     known = {_key(row["point"]): row for row in table.get("rows", ()) if {**table, **about} == table}
     points = draw(space, most, count)
     lacking = [point for point in points if _key(point) not in known]
@@ -102,12 +104,6 @@ def train(space: str, point: Point, steps: int) -> float:
     return train_candidate(SPACES[space].decode(point), digit_scenes(0), recipe, seed=0).result.accuracy
 
 
-def told_scenes() -> str:
-    """Sixteen hexadecimal digits that change with the questions of the scenes."""
-    asked = repr([(q.text, q.answer) for questions in digit_scenes(0).train.questions for q in questions])
-    return hashlib.sha256(asked.encode()).hexdigest()[:16]
-
-
 def _key(point: Point) -> str:
     return json.dumps(point, sort_keys=True)
 
@@ -125,14 +121,14 @@ def _write(table: dict[str, Any]) -> None:
 
 def fit(space: str, found: Sequence[dict[str, float]], accuracies: Sequence[float]) -> Stored:
     """The combination, with every single proxy's tau on the same rows and its own on rows left out of the fit."""
-    names, target = sorted(found[0]), np.asarray(accuracies)
+    names, target = sorted(found[0], key=lambda name: (block_of(name), name)), np.asarray(accuracies)
     matrix = np.array([[one[name] for name in names] for one in found])
     left_out = []
     for i in range(len(target)):
-        weights, constant = ridge(np.delete(matrix, i, 0), np.delete(target, i))
-        low, high = np.delete(matrix, i, 0).min(0), np.delete(matrix, i, 0).max(0)
-        left_out.append(constant + float(np.clip(matrix[i], low, high) @ weights))
-    weights, constant = ridge(matrix, target)
+        others = np.delete(matrix, i, 0)
+        weights, constant = regress(names, others, np.delete(target, i))
+        left_out.append(constant + float(np.clip(matrix[i], others.min(0), others.max(0)) @ weights))
+    weights, constant = regress(names, matrix, target)
     ends = zip(names, weights, matrix.min(0), matrix.max(0), strict=True)
     terms = {name: Term(float(weight), float(low), float(high)) for name, weight, low, high in ends}
     tau = kendall_tau(left_out, accuracies) or 0.0
@@ -143,20 +139,31 @@ def fit(space: str, found: Sequence[dict[str, float]], accuracies: Sequence[floa
     return Stored(space, "python -m experiments.fit_zero_cost", constant, terms, validated)
 
 
-def ridge(matrix: Array, target: Array) -> tuple[Array, float]:
-    """Weights of raw features and the constant; the ridge predicts left-out rows best, features count alike."""
+def block_of(name: str) -> str:
+    """The block of traits that a feature belongs to: its proxy, the sizes, or the kinds of projectors."""
+    if "." in name:
+        return name.split(".")[0]
+    return "kinds" if name.startswith("projector_") else "sizes"
+
+
+def regress(names: Sequence[str], matrix: Array, target: Array) -> tuple[Array, float]:
+    """Weights of raw features, sorted by block, and the constant.
+
+    Blocks count alike beforehand, whatever their number of columns; how much each turns out to count is averaged over.
+    """
     deviation = matrix.std(0)
-    scale = np.where(deviation > 1e-12, deviation, np.inf) * math.sqrt(matrix.shape[1])
-    standard, apart = (matrix - matrix.mean(0)) / scale, target - target.mean()
-    gram, count = standard @ standard.T, len(target)
-
-    def error(size: float) -> float:
-        smoother = gram @ np.linalg.inv(gram + size * np.eye(count))
-        free = 1.0 - np.diag(smoother) - 1.0 / count  # of a row left out
-        return float((((apart - smoother @ apart) / free) ** 2).mean())
-
-    size = min(RIDGES, key=error)
-    weights = standard.T @ np.linalg.solve(gram + size * np.eye(count), apart) / scale
+    scale = np.where(deviation > 1e-12, deviation, np.inf)
+    sizes = list(Counter(map(block_of, names)).values())
+    start = 0
+    for size in sizes:
+        block = slice(start, start + size)
+        scale[block] *= math.sqrt(max(1, np.isfinite(scale[block]).sum()))  # a mean square of one a row
+        start += size
+    spread = float(target.std()) or 1.0
+    standard, apart = (matrix - matrix.mean(0)) / scale, (target - target.mean()) / spread
+    even = [1.0 / len(sizes)] * len(sizes)
+    found = average(standard, apart, sizes, even, NOISE, np.zeros(len(target)), DRAWS, 0)
+    weights = spread * found.mean / scale
     return weights, float(target.mean() - matrix.mean(0) @ weights)
 
 

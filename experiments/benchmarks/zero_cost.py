@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.proxies.combined import features, stored
+from nas.proxies.digits import digit_scenes
 from nas.proxies.probe import COMPONENTS, scenes
 from nas.report.trust import kendall_tau
 from nas.search import Progress
@@ -18,7 +20,7 @@ from search_spaces import SPACES
 #: The configurations that the combination was fitted on.
 PILOT = Path(__file__).parent / "data" / "pilot_tiny.json"
 #: The single proxies, by the name that their features begin with.
-SINGLE = ("synflow", "naswot", "gradient_norm", "zico", "parameters", "flops")
+SINGLE = ("synflow", "naswot", "expressivity", "gradient_norm", "zico", "parameters", "flops")
 
 Row = Mapping[str, Any]
 
@@ -27,10 +29,12 @@ def zero_cost(rows: Sequence[Row], progress: Progress, seed: int = 0) -> dict[st
     """Kendall's tau with the mean accuracy of `rows`: "combined", every single proxy, each with its sign and parts.
 
     rows: {"point": {choice: value}, "accuracy": [one a seed]}. Configurations that the combination was fitted on are
-    left out and counted. "seconds" is the median of processor time a configuration, all proxies together.
+    left out and counted. "seconds" is the median of processor time a configuration, all proxies together;
+    "pilot_is_current" says whether the fit's configurations were trained on the scenes as they are now.
     """
     space = SPACES[stored().space]
-    seen = {space.decode(row["point"]).id for row in json.loads(PILOT.read_text(encoding="utf-8"))["rows"]}
+    pilot = read_pilot()
+    seen = {space.decode(row["point"]).id for row in pilot["rows"]}
     configs = [(space.decode(row["point"]), statistics.fmean(row["accuracy"])) for row in rows]
     judged = [(config, accuracy) for config, accuracy in configs if config.id not in seen]
     scenes(seed)  # read once a process, before the clock
@@ -49,9 +53,22 @@ def zero_cost(rows: Sequence[Row], progress: Progress, seed: int = 0) -> dict[st
         "space": space.name,
         "configurations": len(judged),
         "left_out": len(rows) - len(judged),
+        "pilot_is_current": pilot["scenes"] == scenes_id(),
         "seconds": statistics.median(seconds) if seconds else None,
         "most_seconds": max(seconds, default=None),
     }
+
+
+def read_pilot() -> dict[str, Any]:
+    """The table that the combination was fitted on: how it was made, and its rows."""
+    table: dict[str, Any] = json.loads(PILOT.read_text(encoding="utf-8"))
+    return table
+
+
+def scenes_id() -> str:
+    """Sixteen hexadecimal digits that change with the questions of the scenes."""
+    asked = repr([(q.text, q.answer) for questions in digit_scenes(0).train.questions for q in questions])
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
 def agreement(name: str, found: Sequence[Mapping[str, float]], accuracies: Sequence[float]) -> dict[str, Any]:

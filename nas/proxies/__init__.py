@@ -58,6 +58,13 @@ PROXIES: dict[str, Proxy] = {
         Proxy("synflow", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of the synaptic flow", f"{_ZERO_COST}:synflow"),
         Proxy("naswot", "cheap", Basis.PREDICTED, f"{_RANKS} how scenes differ in open units", f"{_ZERO_COST}:naswot"),
         Proxy(
+            "expressivity",
+            "cheap",
+            Basis.PREDICTED,
+            f"{_RANKS} entropy of what components hand on",
+            f"{_ZERO_COST}:expressivity",
+        ),
+        Proxy(
             "gradient_norm",
             "cheap",
             Basis.PREDICTED,

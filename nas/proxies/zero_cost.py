@@ -23,8 +23,10 @@ from search_spaces import VLMConfig
 #: A score of the whole model ("whole") and of each component.
 Parts = dict[str, float]
 
-#: Scenes of a probe, and the batches they make where gradients of several are compared.
-SCENES, BATCHES = 16, 4
+#: Scenes whose activations are compared.
+_SCENES = 16
+#: Batches whose gradients are compared, and the scenes of each; four batches and twice the scenes rank no better.
+_BATCHES, _BATCH = 2, 4
 #: Text tokens of the synaptic flow's input.
 _FLOW_TOKENS = 8
 _LEAST = 1e-30  # keeps logarithms finite
@@ -62,14 +64,18 @@ class _ConstantScale(nn.Module):
         return x / x.detach().abs().mean()
 
 
-def activation_patterns(config: VLMConfig, seed: int) -> Parts:
-    """NASWOT (arXiv:2006.04647): log-determinant of how often the units of two scenes are open together or closed.
+def activations(config: VLMConfig, seed: int) -> tuple[Parts, Parts]:
+    """NASWOT (arXiv:2006.04647) and expressivity (AZ-NAS, arXiv:2403.19232), from one pass over a few scenes.
 
-    A unit of a smooth activation counts as open where its input is positive, as its ReLU would be; a component without
-    activations (a linear projector) is read at the signs of its outputs. Higher is better.
+    NASWOT: log-determinant of how often the units of two scenes are open together or closed together. A unit of a
+    smooth activation counts as open where its input is positive, as its ReLU would be; a component without activations
+    (a linear projector) is read at the signs of its outputs. Expressivity: entropy (nats) of the shares of variance
+    along the principal axes of the rows that a component hands on. Higher is better for both.
     """
     network = untrained(config, seed).eval()
-    batch = batch_of(config, range(SCENES), seed)
+    batch = batch_of(config, range(_SCENES), seed)
+    handed_on: list[Tensor] = []
+    network.language.norm.register_forward_pre_hook(lambda _, rows: handed_on.append(rows[0]))
     with torch.no_grad():
         with _Gates() as vision:
             tokens = network.encode(batch.images)
@@ -80,7 +86,18 @@ def activation_patterns(config: VLMConfig, seed: int) -> Parts:
     codes = {"vision": vision.codes, "projector": projector.codes or [image_tokens > 0], "language": language.codes}
     kernels = {name: _agreement(found) for name, found in codes.items()}
     kernels["whole"] = sum(kernels.values(), torch.zeros(()))
-    return {name: _log_determinant(kernel) for name, kernel in kernels.items()}
+    outputs = zip(COMPONENTS, (tokens, image_tokens, handed_on[0]), strict=True)
+    entropies = {name: _entropy(rows.flatten(0, 1)) for name, rows in outputs}
+    entropies["whole"] = sum(entropies.values())
+    return {name: _log_determinant(kernel) for name, kernel in kernels.items()}, entropies
+
+
+def _entropy(rows: Tensor) -> float:
+    # Of the shares of variance along the principal axes of rows (N, D).
+    apart = (rows - rows.mean(0)).double()
+    variances = torch.linalg.eigvalsh(apart.T @ apart).clamp_min(_LEAST)
+    shares = variances / variances.sum()
+    return float(-(shares * shares.log()).sum())
 
 
 class _Gates(TorchFunctionMode):
@@ -118,34 +135,35 @@ def gradients(config: VLMConfig, seed: int) -> tuple[Parts, Parts]:
     network = untrained(config, seed)
     named = [(name, p) for name, module in components(network).items() for p in module.parameters()]
     found: list[list[Tensor]] = [[] for _ in named]
-    each = SCENES // BATCHES
-    for start in range(0, SCENES, each):
-        batch = batch_of(config, range(start, start + each), seed)
+    for start in range(0, _BATCHES * _BATCH, _BATCH):
+        batch = batch_of(config, range(start, start + _BATCH), seed)
         loss = answer_loss(network, network.project(network.encode(batch.images)), batch)
         grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
         for kept, grad, (_, p) in zip(found, grads, named, strict=True):
             kept.append(torch.zeros_like(p) if grad is None else grad)
-    squares, zico = dict.fromkeys(COMPONENTS, 0.0), dict.fromkeys(COMPONENTS, 0.0)
+    squares, ratios = dict.fromkeys(COMPONENTS, 0.0), dict.fromkeys(COMPONENTS, 0.0)
     for (name, p), kept in zip(named, found, strict=True):
         stacked = torch.stack(kept)  # (batches, ...)
         squares[name] += float(stacked.mean(0).square().sum())
         if p.dim() > 1:
             deviation = stacked.std(0, correction=0)
             varied = deviation > 0
-            ratios = stacked.abs().mean(0)[varied] / deviation[varied]
-            zico[name] += math.log(max(float(ratios.sum()), _LEAST))
-    squares["whole"], zico["whole"] = sum(squares.values()), sum(zico.values())
-    return {name: 0.5 * math.log10(max(square, _LEAST)) for name, square in squares.items()}, zico
+            told = stacked.abs().mean(0)[varied] / deviation[varied]
+            ratios[name] += math.log(max(float(told.sum()), _LEAST))
+    squares["whole"], ratios["whole"] = sum(squares.values()), sum(ratios.values())
+    return {name: 0.5 * math.log10(max(square, _LEAST)) for name, square in squares.items()}, ratios
 
 
 def scores(config: VLMConfig, seed: int) -> dict[str, Parts]:
     """Every zero-cost score by name, the two baselines included."""
-    norms, zico = gradients(config, seed)
+    patterns, entropies = activations(config, seed)
+    norms, ratios = gradients(config, seed)
     return {
         "synflow": synaptic_flow(config, seed),
-        "naswot": activation_patterns(config, seed),
+        "naswot": patterns,
+        "expressivity": entropies,
         "gradient_norm": norms,
-        "zico": zico,
+        "zico": ratios,
         "parameters": architecture.parameters(config),
         "flops": architecture.flops(config),
     }
@@ -161,7 +179,12 @@ def synflow(config: VLMConfig, seed: int) -> float:
 
 def naswot(config: VLMConfig, seed: int) -> float:
     """NASWOT of the whole model. Higher is better."""
-    return activation_patterns(config, seed)["whole"]
+    return activations(config, seed)[0]["whole"]
+
+
+def expressivity(config: VLMConfig, seed: int) -> float:
+    """Expressivity of the whole model. Higher is better."""
+    return activations(config, seed)[1]["whole"]
 
 
 def gradient_norm(config: VLMConfig, seed: int) -> float:

@@ -16,7 +16,7 @@ from nas.errors import NasError
 from nas.proxies import PROXIES
 from nas.proxies.combined import STORED, Term, combined, features, read_stored, stored
 from nas.proxies.probe import COMPONENTS, batch_of
-from nas.proxies.zero_cost import activation_patterns, scores
+from nas.proxies.zero_cost import activations, scores
 from search_spaces import ENCODERS, PROJECTORS, VLMConfig
 from search_spaces.spaces.tiny import TINY
 
@@ -83,11 +83,11 @@ def test_every_feature_is_finite_at_the_extremes(encoder: str, projector: str, e
 
 
 def test_scenes_that_differ_more_score_higher(monkeypatch: pytest.MonkeyPatch) -> None:
-    apart = activation_patterns(config_of(), 0)
+    apart = activations(config_of(), 0)[0]
     monkeypatch.setattr(
         "nas.proxies.zero_cost.batch_of", lambda config, indices, seed: batch_of(config, [0] * len(indices), seed)
     )
-    same = activation_patterns(config_of(), 0)
+    same = activations(config_of(), 0)[0]
     assert all(same[part] < apart[part] for part in ("whole", *COMPONENTS))
 
 

@@ -38,7 +38,10 @@ Array = NDArray[np.float64]
 SEED = "pilot:1"
 #: Log10 of the parameters: the range below the cap, and the parts of it that are drawn in turn.
 RANGE, PARTS = 1.4, 6
-#: Variance of an accuracy's error, in units of that of the accuracies, and how many draws of variances are averaged.
+#: Variance of the accuracies that the vote of all scores is believed to explain, and that of all blocks together, in
+#: units of the accuracies' own.
+VOTE, TRUST = 0.3, 0.1
+#: Variance of an accuracy's error, in the same units, and how many draws of variances are averaged.
 NOISE, DRAWS = (0.05, 1.5), 200
 QUICKSTART = Path(__file__).with_name("quickstart.yaml")
 
@@ -85,15 +88,19 @@ def pilot(space: SearchSpace, most: float, count: int, steps: int, workers: int)
     }
     table = read_pilot() if PILOT.is_file() else {}
     known = {_key(row["point"]): row for row in table.get("rows", ()) if {**table, **about} == table}
-    points = draw(space, most, count)
-    lacking = [point for point in points if _key(point) not in known]
+    points = {_key(point): point for point in draw(space, most, count)}
+
+    def rows() -> list[dict[str, Any]]:
+        return [known[key] for key in points if key in known]
+
     with worker_pool(workers) as pool:
-        jobs = {pool.submit(train, space.name, point, steps): point for point in lacking}
+        jobs = {pool.submit(train, space.name, points[key], steps): key for key in points if key not in known}
         for done, job in enumerate(as_completed(jobs), 1):
-            known[_key(jobs[job])] = {"point": jobs[job], "accuracy": [job.result()]}
-            _write({**about, "rows": list(known.values())})
-            print(f"trained {done} of {len(lacking)}", file=sys.stderr, flush=True)
-    return [known[_key(point)] for point in points]
+            known[jobs[job]] = {"point": points[jobs[job]], "accuracy": [job.result()]}
+            _write({**about, "rows": rows()})
+            print(f"trained {done} of {len(jobs)}", file=sys.stderr, flush=True)
+    _write({**about, "rows": rows()})
+    return rows()
 
 
 def train(space: str, point: Point, steps: int) -> float:
@@ -127,9 +134,9 @@ def fit(space: str, found: Sequence[dict[str, float]], accuracies: Sequence[floa
     for i in range(len(target)):
         others = np.delete(matrix, i, 0)
         weights, constant = regress(names, others, np.delete(target, i))
-        left_out.append(constant + float(np.clip(matrix[i], others.min(0), others.max(0)) @ weights))
+        left_out.append(constant + float(np.clip(matrix[i], *limits(others)) @ weights))
     weights, constant = regress(names, matrix, target)
-    ends = zip(names, weights, matrix.min(0), matrix.max(0), strict=True)
+    ends = zip(names, weights, *limits(matrix), strict=True)
     terms = {name: Term(float(weight), float(low), float(high)) for name, weight, low, high in ends}
     tau = kendall_tau(left_out, accuracies) or 0.0
     validated = {"combined": Validated(space, len(target), 1, tau)}
@@ -137,6 +144,12 @@ def fit(space: str, found: Sequence[dict[str, float]], accuracies: Sequence[floa
         one = agreement(name, found, accuracies)
         validated[name] = Validated(space, len(target), one["sign"], one["kendall"] or 0.0, one["by_component"])
     return Stored(space, "python -m experiments.fit_zero_cost", constant, terms, validated)
+
+
+def limits(matrix: Array) -> tuple[Array, Array]:
+    """Least and most of each feature that a fit on these rows is asked about: half its range beyond them."""
+    low, high = matrix.min(0), matrix.max(0)
+    return low - (high - low) / 2, high + (high - low) / 2
 
 
 def block_of(name: str) -> str:
@@ -149,21 +162,24 @@ def block_of(name: str) -> str:
 def regress(names: Sequence[str], matrix: Array, target: Array) -> tuple[Array, float]:
     """Weights of raw features, sorted by block, and the constant.
 
-    Blocks count alike beforehand, whatever their number of columns; how much each turns out to count is averaged over.
+    Beforehand every score is believed to be better the higher, as it was published: their vote, the mean of all scores,
+    carries most. What each block adds to it counts alike whatever its number of columns; how much each turns out to
+    count is averaged over.
     """
     deviation = matrix.std(0)
-    scale = np.where(deviation > 1e-12, deviation, np.inf)
-    sizes = list(Counter(map(block_of, names)).values())
-    start = 0
-    for size in sizes:
-        block = slice(start, start + size)
-        scale[block] *= math.sqrt(max(1, np.isfinite(scale[block]).sum()))  # a mean square of one a row
-        start += size
+    varies = deviation > 1e-12
+    sizes = Counter(map(block_of, names))
+    columns = Counter(block_of(name) for name, one in zip(names, varies, strict=True) if one)
+    roots = np.sqrt([max(1, columns[block_of(name)]) for name in names])  # a block has a mean square of one a row
+    scale = np.where(varies, deviation, np.inf) * roots
     spread = float(target.std()) or 1.0
     standard, apart = (matrix - matrix.mean(0)) / scale, (target - target.mean()) / spread
-    even = [1.0 / len(sizes)] * len(sizes)
-    found = average(standard, apart, sizes, even, NOISE, np.zeros(len(target)), DRAWS, 0)
-    weights = spread * found.mean / scale
+    votes = np.where(["." in name for name in names], roots, 0.0)
+    votes /= max(float((standard @ votes).std()), 1e-12)
+    traits = np.column_stack([standard @ votes, standard])
+    variances = [VOTE, *[TRUST / len(sizes)] * len(sizes)]
+    mean = average(traits, apart, [1, *sizes.values()], variances, NOISE, np.zeros(len(target)), DRAWS, 0).mean
+    weights = spread * (mean[0] * votes + mean[1:]) / scale
     return weights, float(target.mean() - matrix.mean(0) @ weights)
 
 

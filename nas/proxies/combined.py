@@ -2,7 +2,7 @@
 
 Both stand in `zero_cost.json` beside this module, which `python -m experiments.fit_zero_cost` writes. The combination
 is a regularised linear function of features: every score of `zero_cost`, whole and by component, and what the config
-says of itself. Features beyond what the fit has seen are taken at the limit of it, so that nothing is extrapolated.
+says of itself. Features far beyond what the fit has seen are taken at a limit, so that little is extrapolated.
 """
 
 from __future__ import annotations

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+import experiments.benchmarks.zero_cost as benchmark
+from experiments import fit_zero_cost
 from experiments.benchmarks.zero_cost import PILOT, SINGLE, zero_cost
 from experiments.fit_zero_cost import fit
 from nas.errors import NasError
@@ -144,6 +147,40 @@ def test_the_fit_finds_what_accuracy_hangs_on() -> None:
     assert fitted.validated["combined"].kendall > 0.95
     assert fitted.terms["image_px"].weight == pytest.approx(0.01, rel=0.1)
     assert fitted.terms["patch_px"].weight == 0
+
+
+def test_the_pilot_is_drawn_evenly_over_sizes_below_the_cap() -> None:
+    points = fit_zero_cost.draw(TINY, 6.0, 12)
+    assert points == fit_zero_cost.draw(TINY, 6.0, 12)
+    drawn = [math.log10(TINY.decode(point).parameters) for point in points]
+    part = fit_zero_cost.RANGE / fit_zero_cost.PARTS
+    assert sorted(int((6.0 - size) / part) for size in drawn) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_a_killed_pilot_goes_on_and_other_scenes_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[dict[str, object]] = []
+
+    def train(space: str, point: dict[str, object], steps: int) -> float:
+        trained.append(point)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return 0.5
+
+    for module in (fit_zero_cost, benchmark):
+        monkeypatch.setattr(module, "PILOT", tmp_path / "pilot.json")
+    monkeypatch.setattr(fit_zero_cost, "worker_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(fit_zero_cost, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        fit_zero_cost.pilot(TINY, 6.0, 4, 300, 1)
+    rows = fit_zero_cost.pilot(TINY, 6.0, 4, 300, 1)
+    assert [row["point"] for row in rows] == fit_zero_cost.draw(TINY, 6.0, 4)
+    assert len(benchmark.read_pilot()["rows"]) == 4
+    before = len(trained)
+    fit_zero_cost.pilot(TINY, 6.0, 4, 300, 1)
+    assert len(trained) == before
+    monkeypatch.setattr(fit_zero_cost, "scenes_id", lambda: "other")
+    fit_zero_cost.pilot(TINY, 6.0, 4, 300, 1)
+    assert len(trained) == before + 4
 
 
 def test_the_benchmark_leaves_out_what_the_fit_has_seen() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -147,6 +149,16 @@ def test_the_fit_finds_what_accuracy_hangs_on() -> None:
     assert fitted.validated["combined"].kendall > 0.95
     assert fitted.terms["image_px"].weight == pytest.approx(0.01, rel=0.1)
     assert fitted.terms["patch_px"].weight == 0
+
+
+def test_an_experiment_takes_the_combination_and_its_report_says_how_well_it_ranks(
+    run: Callable[..., subprocess.CompletedProcess[str]], experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = experiment(trials=3, caps={"max_parameters_m": 1}, proxy={"cheap": "combined", "promote": 0})
+    found = run("search", path)
+    assert found.returncode == 0, found.stderr
+    (report,) = tmp_path.rglob("report.html")
+    assert str(PROXIES["combined"].validated) in report.read_text(encoding="utf-8")
 
 
 def test_the_pilot_is_drawn_evenly_over_sizes_below_the_cap() -> None:

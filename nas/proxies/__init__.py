@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hardware_profiles import Basis
 from search_spaces import unknown
+
+if TYPE_CHECKING:
+    from nas.proxies.combined import Validated
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +32,31 @@ class Proxy:
         module, function = self.code.split(":")
         return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
+    @property
+    def validated(self) -> Validated | None:
+        """Where it was compared with trained accuracy, and how well it ranked there; None where it never was."""
+        from nas.proxies.combined import stored
+
+        return stored().validated.get(self.code.split(":")[1])
+
+    def told(self) -> str:
+        """What it says and, where known, how well it ranks."""
+        return f"{self.says} ({self.validated})" if self.validated else self.says
+
 
 _ZERO_COST = "nas.proxies.zero_cost"
+_RANKS = "rank only:"
 
 #: Every proxy by name.
 PROXIES: dict[str, Proxy] = {
     proxy.name: proxy
     for proxy in (
-        Proxy("synflow", "cheap", Basis.PREDICTED, "rank only: log10 of the synaptic flow", f"{_ZERO_COST}:synflow"),
         Proxy(
-            "jacobian_rank", "cheap", Basis.PREDICTED, "rank only: diversity of answers", f"{_ZERO_COST}:jacobian_rank"
+            "combined",
+            "cheap",
+            Basis.PREDICTED,
+            f"{_RANKS} a learned combination of the others and of the config's sizes",
+            "nas.proxies.combined:combined",
         ),
         Proxy(
             "supernet",
@@ -47,7 +65,25 @@ PROXIES: dict[str, Proxy] = {
             "share of right answers on the validation images by the model's slice of a supernet",
             "nas.proxies.supernet_work:slice_accuracy",
         ),
-        Proxy("capacity", "cheap", Basis.PREDICTED, "rank only: log10 of the parameters", f"{_ZERO_COST}:capacity"),
+        Proxy("synflow", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of the synaptic flow", f"{_ZERO_COST}:synflow"),
+        Proxy("naswot", "cheap", Basis.PREDICTED, f"{_RANKS} how scenes differ in open units", f"{_ZERO_COST}:naswot"),
+        Proxy(
+            "expressivity",
+            "cheap",
+            Basis.PREDICTED,
+            f"{_RANKS} entropy of what components hand on",
+            f"{_ZERO_COST}:expressivity",
+        ),
+        Proxy(
+            "gradient_norm",
+            "cheap",
+            Basis.PREDICTED,
+            f"{_RANKS} log10 of the answers' gradient",
+            f"{_ZERO_COST}:gradient_norm",
+        ),
+        Proxy("zico", "cheap", Basis.PREDICTED, f"{_RANKS} how alike gradients of batches are", f"{_ZERO_COST}:zico"),
+        Proxy("capacity", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of the parameters", f"{_ZERO_COST}:parameters"),
+        Proxy("flops", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of a request's operations", f"{_ZERO_COST}:flops"),
         Proxy(
             "trained",
             "dear",

@@ -53,7 +53,7 @@ def _footer(found: Findings) -> str:
     )
     kinds = ((experiment.proxy.dear, "Accuracy"), (experiment.proxy.cheap, "Cheap score"))
     proxies = "".join(
-        f"<li>{label} “{escape(name)}”: {escape(PROXIES[name].says) if name in PROXIES else 'unknown here'}.</li>"
+        f"<li>{label} “{escape(name)}”: {escape(PROXIES[name].told()) if name in PROXIES else 'unknown here'}.</li>"
         for name, label in kinds
     )
     how = (

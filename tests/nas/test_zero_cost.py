@@ -30,7 +30,7 @@ SMALLEST = {
     "encoder": "vit",
     "projector": "linear",
 }
-CHEAP = [name for name, proxy in PROXIES.items() if proxy.fidelity == "cheap"]
+CHEAP = [name for name, proxy in PROXIES.items() if proxy.fidelity == "cheap" and name != "supernet"]
 
 
 def config_of(**changes: int | float | str) -> VLMConfig:

@@ -44,6 +44,7 @@ _ASSUMED_TOKENS = {"prefill": 128, "decode": 256}
 #: Seconds from a value in a unit, for so many tokens.
 _UNITS: dict[str, Callable[[float, int], float]] = {
     "ms": lambda value, tokens: value * 1e-3,
+    "ms/token": lambda value, tokens: tokens * value * 1e-3,
     "s": lambda value, tokens: value,
     "tokens/s": lambda value, tokens: tokens / value,
     "images/s": lambda value, tokens: 1.0 / value,

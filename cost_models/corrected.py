@@ -54,7 +54,7 @@ _SIZES = (1, len(_NAMES), len(_NAMES), 1, 2 * len(_PRECISIONS))
 #: Their median variances for kernels compiled by TVM, set by hand (assumed): a device may be off by a factor of two, a
 #: group by a quarter, the cost of a call by much more.
 _VARIANCES = (0.5, 0.06, 0.01, 1.0, 0.06)
-#: For other runtimes, of which a roofline knows little. Chosen on figures of devices of which all but one are not shipped
+#: For other runtimes, of which a roofline knows little. Chosen on figures of devices that, but for one, are not shipped
 #: (see docs/calibration.md).
 _RUNTIME_VARIANCES = (0.5, 0.3, 0.02, 1.0, 0.3)
 _NOISE = (1e-5, 0.05)

@@ -1,8 +1,9 @@
 """The archive: a typed view of Optuna's storage, the only database.
 
-An experiment is two studies, one a fidelity: NAME/cheap holds every candidate with its cheap score, NAME/dear those
-that were promoted. A trial's values are the objectives; its user attribute `evaluation` is the whole evaluation, and
-what was measured later stands in the study's user attributes.
+An experiment is a study for each fidelity: NAME/cheap holds every candidate with its cheap score, NAME/dear those that
+were promoted last, and NAME/PROXY those that a proxy between the two estimated. A trial's values are the objectives;
+its user attribute `evaluation` is the whole evaluation, and what was measured later stands in the study's user
+attributes.
 """
 
 from __future__ import annotations
@@ -33,8 +34,6 @@ from nas.objectives import OBJECTIVES, Accuracy, objective
 from search_spaces import SPACES, Point, VLMConfig, unknown
 
 DEFAULT_STORAGE = "sqlite:///runs/nas.db"
-#: The two fidelities, cheapest first.
-FIDELITIES = ("cheap", "dear")
 _EVALUATION, _EXPERIMENT, _MEASURED = "evaluation", "experiment", "measured:"
 
 
@@ -114,7 +113,7 @@ class Archive:
                 f"experiment {experiment.name!r} in {url} was begun with other settings ({changed}); "
                 "give this one another name or another --storage"
             )
-        for fidelity in FIDELITIES:
+        for fidelity in archive.fidelities:
             archive.study(fidelity).set_user_attr(_EXPERIMENT, experiment.model_dump(mode="json"))
         return archive
 
@@ -139,6 +138,11 @@ class Archive:
     def close(self) -> None:
         """Give the storage's connections back."""
         close(self.storage)
+
+    @property
+    def fidelities(self) -> tuple[str, ...]:
+        """Every fidelity, cheapest first."""
+        return ("cheap", *(rung.proxy for rung in self.experiment.proxy.between), "dear")
 
     def study(self, fidelity: str, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
         """The Optuna study of a fidelity, made where it is missing."""
@@ -168,7 +172,7 @@ class Archive:
 
     def best_known(self) -> list[Evaluation]:
         """Every evaluated candidate of the dearest fidelity that has any, refused ones left out."""
-        for fidelity in reversed(FIDELITIES):
+        for fidelity in reversed(self.fidelities):
             known = [evaluation for evaluation in self.evaluations(fidelity) if not evaluation.refused]
             if known:
                 return known

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from nas.errors import NasError
 from nas.objectives import CAPS, OBJECTIVES
+from nas.proxies import PROXIES
 from search_spaces import SPACES, Workload, unknown
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
@@ -68,15 +69,39 @@ class DataSpec(_Strict):
         return " ".join(str(value) for _, value in self if value is not None)
 
 
+class Rung(_Strict):
+    """A proxy between the cheap and the dear one: the most promising of those below are estimated by it too."""
+
+    proxy: str
+    promote: Positive
+    seconds: Annotated[float, Field(gt=0)] = 150.0
+    steps: Positive | None = None
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_is_known(cls, name: str) -> str:
+        if name not in PROXIES:
+            raise unknown("proxy", name, PROXIES)
+        return name
+
+
 class ProxySpec(_Strict):
-    """How accuracy is estimated: every candidate by the cheap proxy, the promoted ones by the dear one."""
+    """How accuracy is estimated: every candidate by the cheap proxy, the promoted ones by dearer ones, rung by rung."""
 
     cheap: str = "synflow"
+    between: tuple[Rung, ...] = ()
     dear: str = "trained"
     promote: Annotated[int, Field(ge=0, strict=True)] = 12
     seconds: Annotated[float, Field(gt=0)] = 150.0
     steps: Positive | None = None
     workers: Positive = 2
+
+    @model_validator(mode="after")
+    def _rungs_differ(self) -> ProxySpec:
+        names = [self.cheap, *(rung.proxy for rung in self.between), self.dear]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every rung needs a proxy of its own, but got {', '.join(names)}")
+        return self
 
 
 class Experiment(_Strict):
@@ -128,7 +153,13 @@ class Experiment(_Strict):
         """What must stay the same when a stored experiment is continued; budgets may grow."""
         free = {"trials", "seed", "measure", "timed_kernels", "caps", "sampler"}
         data = self.model_dump(mode="json", exclude=free)
-        data["proxy"] = {"cheap": self.proxy.cheap, "dear": self.proxy.dear, "steps": self.proxy.steps}
+        between = [{"proxy": rung.proxy, "steps": rung.steps} for rung in self.proxy.between]
+        data["proxy"] = {
+            "cheap": self.proxy.cheap,
+            "between": between,
+            "dear": self.proxy.dear,
+            "steps": self.proxy.steps,
+        }
         return data
 
 

@@ -1,4 +1,4 @@
-"""The dear proxy: promoted candidates are trained side by side in worker processes, the archive is written by one."""
+"""Promotion: the most promising are estimated by a dearer proxy in worker processes, one process writes the archive."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from typing import Any
 from optuna.samplers import RandomSampler
 
 from nas.archive import Archive, Evaluation, distributions
+from nas.experiment import Rung
 from nas.objectives import Accuracy, violations
-from nas.proxies import proxy
+from nas.proxies import PROXIES
 from nas.search import FrontTracker, Progress, drop_unfinished, promotion_order
 from search_spaces import VLMConfig
 
 
 def promote(
     archive: Archive,
-    seconds: float,
-    count: int,
-    train: Callable[[VLMConfig], dict[str, Any]],
+    below: str,
+    rung: Rung,
+    estimate: Callable[[VLMConfig], dict[str, Any]],
     progress: Progress,
+    fidelity: str = "dear",
 ) -> None:
-    """Train up to `count` promising candidates, starting none after `seconds`; those in the archive are not repeated.
+    """Estimate the promising of the fidelity `below`, up to the rung's count, starting none after its seconds.
 
-    `train` runs in a worker and returns accuracy and details; it must be picklable.
+    Those in the archive are not repeated. `estimate` runs in a worker and returns accuracy and details; it must be
+    picklable.
     """
-    experiment = archive.experiment
-    drop_unfinished(archive, "dear")
-    done = {evaluation.id: evaluation for evaluation in archive.evaluations("dear")}
-    names = experiment.objectives
-    allowed = [e for e in archive.evaluations("cheap") if not violations(experiment.caps, e.cost, None)]
+    experiment, step = archive.experiment, "train" if fidelity == "dear" else fidelity
+    drop_unfinished(archive, fidelity)
+    done = {evaluation.id: evaluation for evaluation in archive.evaluations(fidelity)}
+    names, count = experiment.objectives, rung.promote
+    allowed = [e for e in archive.evaluations(below) if not violations(experiment.caps, e.cost, None)]
     queue = [e for e in promotion_order(allowed, names, count) if e.id not in done]
     queue = queue[: max(count - len(done), 0)]
     total = len(done) + len(queue)
@@ -48,27 +51,27 @@ def promote(
     with worker_pool(experiment.proxy.workers) as pool:
         running: dict[Future[dict[str, Any]], Evaluation] = {}
         while queue or running:
-            late = time.monotonic() - started > seconds
+            late = time.monotonic() - started > rung.seconds
             while queue and len(running) < experiment.proxy.workers and not late:
                 evaluation = queue.pop(0)
-                running[pool.submit(train, evaluation.config(experiment))] = evaluation
+                running[pool.submit(estimate, evaluation.config(experiment))] = evaluation
             if not running:
                 break
-            progress("train", len(done), total, f"{tracker.note()}, {len(running)} in training")
+            progress(step, len(done), total, f"{tracker.note()}, {len(running)} at work")
             for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                finished = _finish(archive, running.pop(future), future.result())
+                finished = _finish(archive, fidelity, rung.proxy, running.pop(future), future.result())
                 done[finished.id] = finished
                 tracker.add(finished)
-    progress("train", len(done), len(done), tracker.note())
+    progress(step, len(done), len(done), tracker.note())
 
 
-def _finish(archive: Archive, cheap: Evaluation, outcome: dict[str, Any]) -> Evaluation:
-    study, dear = archive.study("dear", RandomSampler()), proxy(archive.experiment.proxy.dear, "dear")
-    study.enqueue_trial(dict(cheap.point))
+def _finish(archive: Archive, fidelity: str, name: str, below: Evaluation, outcome: dict[str, Any]) -> Evaluation:
+    study, by = archive.study(fidelity, RandomSampler()), PROXIES[name]
+    study.enqueue_trial(dict(below.point))
     trial = study.ask(dict(distributions(archive.experiment)))
-    accuracy = Accuracy(outcome.pop("accuracy"), dear.name, dear.basis)
-    evaluation = Evaluation(cheap.id, cheap.point, cheap.cost, accuracy, detail={**cheap.detail, **outcome})
-    archive.record("dear", trial, evaluation)
+    accuracy = Accuracy(outcome.pop("accuracy"), by.name, by.basis)
+    evaluation = Evaluation(below.id, below.point, below.cost, accuracy, detail={**below.detail, **outcome})
+    archive.record(fidelity, trial, evaluation)
     return evaluation
 
 

@@ -64,7 +64,7 @@ def best(archive: Archive, profile: Profile, caps: Mapping[str, float]) -> Evalu
 
 def find(archive: Archive, config_id: str) -> Evaluation:
     """The evaluation with that id, or that it begins with, from the dearest fidelity that has it."""
-    for fidelity in ("dear", "cheap"):
+    for fidelity in reversed(archive.fidelities):
         known = {evaluation.id: evaluation for evaluation in archive.evaluations(fidelity)}
         if config_id in known:
             return known[config_id]

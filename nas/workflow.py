@@ -15,7 +15,7 @@ from hardware_profiles.profile import TVM
 from nas import query
 from nas.archive import Archive, Evaluation
 from nas.candidate import Pricer
-from nas.experiment import Experiment
+from nas.experiment import Experiment, Rung
 from nas.search import Progress, check_caps, search
 from search_spaces import SPACES, VLMConfig
 
@@ -56,8 +56,15 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
             "data", lambda: partial(VLMConfig.with_vocabulary, vocabulary=evaluation.vocabulary_size(experiment))
         )
         timed("search", lambda: search(archive, pricer, trials, seed, adapt, progress))
-        spec, train = experiment.proxy, partial(evaluation.train, experiment, folder)
-        timed("train", lambda: promote(archive, spec.seconds, spec.promote, train, progress))
+        spec, below = experiment.proxy, "cheap"
+        for rung in spec.between:
+            estimate = partial(evaluation.estimate, experiment, folder, rung.proxy, rung.steps)
+            timed(rung.proxy, partial(promote, archive, below, rung, estimate, progress, rung.proxy))
+            below = rung.proxy
+        if spec.promote:
+            last = Rung(proxy=spec.dear, promote=spec.promote, seconds=spec.seconds, steps=spec.steps)
+            estimate = partial(evaluation.estimate, experiment, folder, last.proxy, last.steps)
+            timed("train", partial(promote, archive, below, last, estimate, progress))
         front = query.front(archive)
         measured: list[dict[str, Any]] = []
         if profile.name == "host" and profile.runtime == TVM and experiment.measure:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.experiment import DataSpec, Experiment
 from nas.promotion import weights_path
-from nas.proxies import proxy
+from nas.proxies import PROXIES
 from nas.proxies.data import DataError, Splits, blind_baseline, llava_dataset
 from nas.proxies.digits import digit_scenes
 from nas.proxies.hub_data import HubSource, huggingface_dataset
@@ -63,7 +63,17 @@ def from_slice(config: VLMConfig, data: Splits, steps: int | None) -> tuple[Trai
     return recipe, extracted(config, data.vocabulary())
 
 
-def train(experiment: Experiment, folder: Path, config: VLMConfig) -> dict[str, Any]:
+def estimate(experiment: Experiment, folder: Path, name: str, steps: int | None, config: VLMConfig) -> dict[str, Any]:
+    """A config's accuracy by the proxy of that name, with details; `steps` are those of a training."""
+    if PROXIES[name].fidelity == "dear":
+        return train(experiment, folder, name, steps, config)
+    import torch
+
+    torch.set_num_threads(1)
+    return {"accuracy": PROXIES[name].load()(config, experiment.seed)}
+
+
+def train(experiment: Experiment, folder: Path, name: str, steps: int | None, config: VLMConfig) -> dict[str, Any]:
     """Train a config, keep its weights, and return validation accuracy (for the search) and test accuracy (only told).
 
     The weights are in place before the result is returned, so that a result in the archive always has its weights.
@@ -75,8 +85,7 @@ def train(experiment: Experiment, folder: Path, config: VLMConfig) -> dict[str, 
 
     torch.set_num_threads(1)
     data = splits(experiment.data, experiment.seed)
-    begin = proxy(experiment.proxy.dear, "dear").load()
-    recipe, start = begin(config, data, experiment.proxy.steps)
+    recipe, start = PROXIES[name].load()(config, data, steps)
     trained = train_candidate(config, data, recipe, seed=experiment.seed, start=start)
     result = trained.result
     test_accuracy, _ = evaluate(trained.network, data.test, trained.vocabulary)

@@ -26,6 +26,7 @@ def history_section(found: Findings) -> str:
     names, charts = found.experiment.objectives, []
     for what, proxy, evaluations in (
         ("cheap", found.experiment.proxy.cheap, found.cheap),
+        *(("between", name, evaluations) for name, evaluations in found.between.items()),
         ("dear", found.experiment.proxy.dear, found.dear),
     ):
         fit = [evaluation.minimised(names) for evaluation in evaluations if not evaluation.refused]
@@ -38,7 +39,7 @@ def history_section(found: Findings) -> str:
             charts.append(f"<div><h3>{what}: {escape(proxy)}, n = {len(fit)}</h3>{picture}</div>")
     intro = (
         "Hypervolume of the front so far, as a share of the box between the worst and best values of the whole "
-        "experiment. Where the curve is flat, more trials of this sampler brought nothing; the two fidelities have "
+        "experiment. Where the curve is flat, more trials of this sampler brought nothing; fidelities have "
         "different accuracies, so their curves cannot be compared."
     )
     return section("How the search went", intro, f'<div class="split">{"".join(charts)}</div>')

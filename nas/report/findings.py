@@ -8,7 +8,7 @@ from typing import Any
 
 from hardware_profiles import Basis, Profile
 from nas import query
-from nas.archive import FIDELITIES, Archive, Evaluation
+from nas.archive import Archive, Evaluation
 from nas.experiment import Experiment
 from nas.objectives import OBJECTIVES, objective
 from nas.report.page import number
@@ -20,13 +20,15 @@ _TITLES = {"decode_s_per_token": "decode per token", "time_to_first_token": "tim
 class Findings:
     """What an archive holds, read once.
 
-    known: the candidates that the front was chosen from. front: the most accurate first. measured, words: by id.
+    between: by the proxies between the cheap and the dear one. known: the candidates that the front was chosen from.
+    front: the most accurate first. measured, words: by id.
     """
 
     experiment: Experiment
     profile: Profile
     cheap: list[Evaluation]
     dear: list[Evaluation]
+    between: dict[str, list[Evaluation]]
     known: list[Evaluation]
     front: list[Evaluation]
     measured: dict[str, dict[str, Any]]
@@ -38,11 +40,12 @@ class Findings:
         experiment, known = archive.experiment, archive.best_known()
         members = {member.id for member in query.front(archive)}
         front = sorted((e for e in known if e.id in members), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
-        cheap, dear = (archive.evaluations(fidelity) for fidelity in FIDELITIES)
+        cheap, *rungs, dear = (archive.evaluations(fidelity) for fidelity in archive.fidelities)
+        between = dict(zip(archive.fidelities[1:-1], rungs, strict=True))
         records = {evaluation.id: archive.measured(evaluation.id) for evaluation in (known if dear else front)}
         measured = {key: record for key, record in records.items() if record}
         words = {e.id: query.describe(e, archive) for e in (*known, *cheap)}
-        return cls(experiment, profile, cheap, dear, known, front, measured, words)
+        return cls(experiment, profile, cheap, dear, between, known, front, measured, words)
 
     @property
     def trained(self) -> bool:
@@ -54,10 +57,16 @@ class Findings:
         """Name of the cheap score, escaped."""
         return escape(self.experiment.proxy.cheap)
 
+    @property
+    def score(self) -> str:
+        """Name of the proxy that estimated the candidates of which the front was chosen, escaped."""
+        names = [e.accuracy.proxy for e in self.known if e.accuracy]
+        return escape(names[0]) if names else self.cheap_proxy
+
     def title(self, name: str) -> str:
         """An objective in words, escaped."""
         if name == "accuracy" and not self.trained:
-            return f"{self.cheap_proxy} score (only ranks)"
+            return f"{self.score} score (only ranks)"
         return in_words(name)
 
     def shown(self, evaluation: Evaluation, name: str) -> float:

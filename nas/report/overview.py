@@ -23,7 +23,7 @@ def _answer(found: Findings) -> str:
     front, name = found.front, next(n for n in found.experiment.objectives if n != "accuracy")
     best = max(front, key=lambda e: found.shown(e, "accuracy"))
     least = min(front, key=lambda e: found.shown(e, name))
-    word = "accuracy" if found.trained else f"{found.cheap_proxy} score"
+    word = "accuracy" if found.trained else f"{found.score} score"
     suffix = "" if name == "latency" else f" {found.title(name)}"
 
     def told(e: Evaluation) -> str:
@@ -145,7 +145,7 @@ def table_section(found: Findings) -> str:
         '<th colspan="6">predicted latency, ms</th><th colspan="2">request</th>'
         '<th colspan="2">measured latency</th><th colspan="2">relative error</th></tr>'
     )
-    head = ["model", "params, M", "accuracy" if found.trained else f"{found.cheap_proxy} score"]
+    head = ["model", "params, M", "accuracy" if found.trained else f"{found.score} score"]
     head += ["test accuracy"] if tested else []
     head += ["vision", "projector", "prefill", "decode / token", "first token", "request", "memory, MB", "energy, mJ"]
     head += ["request, ms", "predicted off by", "ONNX", "TVM"]

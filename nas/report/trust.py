@@ -80,6 +80,11 @@ def proxy_section(found: Findings) -> str:
     taus = {f"{found.cheap_proxy} score": tau} | {
         words: kendall_tau([found.shown(e, name) for e in both], accuracies) for words, name in rivals.items()
     }
+    for name, evaluations in found.between.items():
+        told = {e.id: e.accuracy.value for e in evaluations if e.accuracy}
+        pairs = [(told[e.id], e.accuracy.value) for e in both if e.id in told and e.accuracy]
+        if len(pairs) > 2:
+            taus[f"{escape(name)}, of {len(pairs)}"] = kendall_tau(*zip(*pairs, strict=True))
     rows = (
         f'<tr><td class="what">{words}</td><td>{"–" if value is None else f"{value:+.2f}"}</td><td>{n}</td></tr>'
         for words, value in taus.items()

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from hardware_profiles import Basis
+from nas.archive import Archive
+
 EXPERIMENTS = sorted(Path(__file__).parents[2].glob("experiments/*.yaml"))
 
 
@@ -26,7 +29,7 @@ def test_two_trials_of_every_experiment(path: Path, run: Any, tmp_path: Path) ->
     done = run("search", short, "--trials", "2", "--json")
     assert done.returncode == 0, done.stderr
     (member,) = json.loads(done.stdout)["front"]
-    assert member["proxy"] == "trained"
+    assert member["proxy"] == yaml.safe_load(path.read_text())["proxy"]["dear"]
     assert member["objectives"]["accuracy"]["basis"] == "measured"
     assert (tmp_path / "runs" / path.stem / "weights" / f"{member['id']}.safetensors").is_file()
     exported = json.loads(run("export", member["id"], "-o", "out", "--json").stdout)
@@ -51,3 +54,43 @@ def test_an_experiment_on_this_machine_measures_its_front(path: Path, run: Any, 
         assert json.loads(again.stdout)["latency_measured_s"] == members[0]["measured"]["latency_measured_s"]
     tvm = json.loads(run("export", members[0]["id"], "-f", "tvm", "-o", "lib", "--json").stdout)
     assert {"vision.so", "prefill.so", "decode.so"} <= {Path(file).name for file in tvm["files"]}
+
+
+def test_candidates_climb_from_proxy_to_proxy(run: Any, experiment: Any, tmp_path: Path) -> None:
+    proxy = {
+        "cheap": "capacity",
+        "between": [{"proxy": "naswot", "promote": 4}, {"proxy": "synflow", "promote": 3}],
+        "dear": "trained",
+        "promote": 2,
+        "steps": 2,
+        "workers": 1,
+    }
+    path = experiment(trials=6, caps={"max_parameters_m": 0.05}, proxy=proxy)
+    for _ in range(2):  # the second time everything is there
+        done = run("search", path, "--json")
+        assert done.returncode == 0, done.stderr
+    archive = Archive.open(f"sqlite:///{tmp_path}/runs/nas.db")
+    try:
+        assert archive.fidelities == ("cheap", "naswot", "synflow", "dear")
+        by = {fidelity: archive.evaluations(fidelity) for fidelity in archive.fidelities}
+        assert {fidelity: len(found) for fidelity, found in by.items() if fidelity != "cheap"} == {
+            "naswot": 4,
+            "synflow": 3,
+            "dear": 2,
+        }
+        ids = [{e.id for e in found} for found in by.values()]
+        assert ids[3] < ids[2] < ids[1] < ids[0]
+        bases = {e.accuracy.basis for found in (by["naswot"], by["synflow"]) for e in found if e.accuracy}
+        assert bases == {Basis.PREDICTED}
+        assert {e.accuracy.basis for e in by["dear"] if e.accuracy} == {Basis.MEASURED}
+    finally:
+        archive.close()
+    assert "between: naswot, n = 4" in (tmp_path / json.loads(done.stdout)["report"]).read_text(encoding="utf-8")
+
+
+def test_every_rung_needs_a_proxy_of_its_own(run: Any, experiment: Any) -> None:
+    twice = run("search", experiment(proxy={"cheap": "naswot", "between": [{"proxy": "naswot", "promote": 3}]}))
+    assert twice.returncode == 2
+    assert "every rung needs a proxy of its own" in twice.stderr
+    unknown = run("search", experiment(proxy={"between": [{"proxy": "naswott", "promote": 3}]}))
+    assert "did you mean 'naswot'" in unknown.stderr

@@ -335,9 +335,10 @@ def show_fewshot(found: dict[str, Any]) -> None:
 def show_proxies(found: dict[str, Any]) -> None:
     """Rank correlations of the accuracy proxies."""
     truth, supernet = found["truth"], found["supernet"]
+    seeds = "" if truth["seed_kendall"] is None else f", Kendall's tau between seeds {truth['seed_kendall']:.2f}"
     table = Table(
         title=f"{truth['configurations']} models trained alone: accuracy to {truth['best']:.3f}, spread "
-        f"{truth['spread']:.3f}, Kendall's tau between seeds {truth['seed_kendall']:.2f}",
+        f"{truth['spread']:.3f}{seeds}",
         title_justify="left",
         box=None,
     )

@@ -25,16 +25,22 @@ Progress = Callable[[str, float, float, str], None]
 def proxy(progress: Progress) -> dict[str, Any]:
     """Everything that `nas bench proxy` prints."""
     table = json.loads(FILE.read_text(encoding="utf-8"))
-    rows = [row for row in table["rows"] if None not in row["accuracy"]]
+    rows = [
+        {**row, "accuracy": found}
+        for row in table["rows"]
+        if (found := [accuracy for accuracy in row["accuracy"] if accuracy is not None])
+    ]
     truth = [statistics.mean(row["accuracy"]) for row in rows]
+    twice = [row["accuracy"] for row in rows if len(row["accuracy"]) > 1]
     return {
         "truth": {
             "configurations": len(rows),
+            "with_two_seeds": len(twice),
             "steps": table["steps"],
             "spread": max(truth) - min(truth),
             "best": max(truth),
-            "seed_kendall": kendall(*zip(*(row["accuracy"] for row in rows), strict=True)),
-            "seed_noise": statistics.median(abs(row["accuracy"][0] - row["accuracy"][1]) for row in rows),
+            "seed_kendall": kendall(*zip(*twice, strict=True)) if len(twice) > 2 else None,
+            "seed_noise": statistics.median(abs(one - other) for one, other in twice) if twice else None,
         },
         "supernet": of_supernet(rows, truth, progress),
         "zero_cost": zero_cost(rows, progress),

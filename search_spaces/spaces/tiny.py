@@ -1,4 +1,4 @@
-"""`tiny`: models of 0.01 to 5 million parameters that train in minutes on a CPU; 1.4 x 10^7 points.
+"""`tiny`: models of 0.01 to 5 million parameters that train in minutes on a CPU; about 10^8 points.
 
 `image_tokens` is what the decoder sees; a projector that halves each side gets an encoder grid twice as fine, so
 every projector honours the same choice and no two points are the same model. `image_px` is a multiple of 24 because
@@ -49,7 +49,7 @@ def _decode(point: Point) -> VLMConfig:
             depth=int(point["vision_depth"]),
             heads=int(point["vision_heads"]),
             head_width=int(point["vision_head_width"]),
-            feed_forward=int(point["vision_expansion"]) * vision_width,
+            feed_forward=int(float(point["vision_expansion"]) * vision_width),
         ),
         projector=projector,
         language=_decoder(
@@ -70,15 +70,15 @@ TINY = SearchSpace(
         "image_px": (24, 48, 72, 96),
         "vision_depth": (1, 2, 3, 4, 5, 6),
         "vision_heads": (1, 2, 3, 4),
-        "vision_head_width": (16, 24, 32),
-        "vision_expansion": (1, 2, 3, 4),
+        "vision_head_width": (16, 20, 24, 28, 32),
+        "vision_expansion": (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
         "projector": tuple(sorted(PROJECTORS)),
         "image_tokens": (9, 16, 36),
         "language_depth": (1, 2, 3, 4),
         "language_kv_heads": (1, 2),
         "language_queries_per_kv_head": (1, 2, 3),
-        "language_head_width": (16, 24, 32),
-        "language_expansion": (1.0, 1.5, 2.0, 3.0),
+        "language_head_width": (16, 20, 24, 28, 32),
+        "language_expansion": (1.0, 1.25, 1.5, 2.0, 2.5, 3.0),
     },
     decoder=_decode,
 )

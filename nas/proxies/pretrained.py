@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nas.proxies.checkpoint_facts import check_parameters, decoder_facts, encoder_facts
 from nas.proxies.data import DataError, Dataset
 from nas.proxies.hub import checkpoint_folder, first_line, hub_package
+from nas.proxies.weights import read_tensors
 from search_spaces import PROJECTORS, unknown
 from search_spaces.reference import ReferenceDecoder, ReferenceEncoder
 
@@ -266,17 +267,8 @@ def load_vlm(
 
 def load_saved(folder: Path) -> PretrainedVLM:
     """Read what `PretrainedVLM.save` wrote; anything else is a DataError."""
-    from safetensors import SafetensorError, safe_open
-
     path = folder / "projector.safetensors"
-    try:
-        with safe_open(path, "pt") as opened:
-            about = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: no safetensors file: {error}") from error
-    if about.get("format") != _FORMAT:
-        raise DataError(f"{path}: format must be {_FORMAT!r}, but got {about.get('format')!r}")
+    weights, about = read_tensors(path, _FORMAT)
     encoder, decoder = str(folder / "encoder"), str(folder / "decoder")
     model = load_vlm(encoder, decoder, about["projector"], seed=0, prompt=about["prompt"])
     try:

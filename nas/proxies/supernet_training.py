@@ -37,6 +37,7 @@ from nas.proxies.trained import (
     is_matrix,
     to_pixels,
 )
+from nas.proxies.weights import read_tensors
 from search_spaces import Point, SearchSpace, Value, VLMConfig
 
 #: Called with step, total steps, and a word on how it goes.
@@ -185,18 +186,14 @@ class SupernetTraining:
 
     def resume(self) -> bool:
         """Take up the folder's checkpoint, if there is one; raises DataError where it is of another training."""
-        from safetensors import SafetensorError, safe_open
-
         path = self.folder / CHECKPOINT
         if not path.is_file():
             return False
         try:
-            with safe_open(path, "pt", device=str(self.device)) as opened:
-                about = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: no checkpoint of this release: {error}; delete it to start anew") from error
-        expected = {"format": _FORMAT, "space": self.space.name, "vocabulary": self.vocabulary.to_json()}
+            tensors, about = read_tensors(path, _FORMAT, str(self.device))
+        except DataError as error:
+            raise DataError(f"{error}; delete it to start anew") from error
+        expected = {"space": self.space.name, "vocabulary": self.vocabulary.to_json()}
         for name, value in expected.items():
             if about.get(name) != value:
                 raise DataError(f"{path}: its {name} is another; delete it, or give another folder, to start anew")

@@ -37,7 +37,7 @@ def save_weights(network: VisionLanguageModel, vocabulary: Vocabulary, path: Pat
 
 def load_weights(path: Path) -> tuple[VisionLanguageModel, Vocabulary]:
     """Read what `save_weights` wrote: the network, ready to answer, and its vocabulary."""
-    weights, about = _read(path, _FORMAT)
+    weights, about = read_tensors(path, _FORMAT)
     network = VLMConfig.from_dict(json.loads(about["config"])).build()
     network.load_state_dict(weights)
     network.eval()
@@ -58,7 +58,7 @@ def save_supernet(supernet: Supernet, vocabulary: Vocabulary, made_by: Mapping[s
 
 def load_supernet(path: Path) -> tuple[Supernet, Vocabulary, dict[str, str]]:
     """Read what `save_supernet` wrote: (supernet, its vocabulary, how it was made)."""
-    weights, about = _read(path, _SUPERNET_FORMAT)
+    weights, about = read_tensors(path, _SUPERNET_FORMAT)
     if about["space"] not in SPACES:
         raise unknown("space", about["space"], SPACES)
     vocabulary = Vocabulary.from_json(about["vocabulary"])
@@ -72,11 +72,12 @@ def load_supernet(path: Path) -> tuple[Supernet, Vocabulary, dict[str, str]]:
     return supernet, vocabulary, {name: about[name] for name in MADE_BY}
 
 
-def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, kind: str, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file whose metadata name this format; any other is a DataError."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as opened:
+        with safe_open(path, "pt", device=device) as opened:
             about = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:

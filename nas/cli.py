@@ -237,6 +237,50 @@ def export(
 
 
 @app.command()
+def compress(
+    config_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored, trained model, or its beginning.")],
+    keep: Annotated[float, typer.Option(help="Share of the feed-forward channels that stays.")] = 0.5,
+    precision: Annotated[str, typer.Option(help="What its weights become: fp32, fp16, int8, int4 or w8a8.")] = "fp32",
+    importance: Annotated[str, typer.Option(help="What scores a channel: l1, l2, fpgm or taylor.")] = "taylor",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps after the cut.")] = 150,
+    format: Annotated[str, typer.Option("--format", "-f", help="onnx, tvm or config.")] = "onnx",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("compressed"),
+    storage: Storage = DEFAULT_STORAGE,
+    experiment: Name = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a stored model by NNI's importance scores, train it on under a precision, and export it."""
+    from nas import screen
+    from nas.compress import compress as shrink
+
+    archive, profile = _open(storage, experiment, device)
+    try:
+        with screen.progress_bar() as progress:
+            found = shrink(
+                archive,
+                profile,
+                config_id,
+                RUNS / archive.experiment.name,
+                output,
+                keep=keep,
+                precision=precision,
+                importance=importance,
+                steps=steps,
+                form=format,
+                progress=progress,
+            )
+    finally:
+        archive.close()
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.out.print(screen.compressed_table(found))
+        for line in (*found["files"], *found["notes"]):
+            screen.out.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
 def measure(
     config_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored model, or its beginning.")],
     storage: Storage = DEFAULT_STORAGE,

@@ -191,17 +191,31 @@ def export_member(
     archive: Archive, profile: Profile, config_id: str, form: str, output: Path, folder: Path
 ) -> dict[str, Any]:
     """Export a stored model into `output`; returns the files and what the user should know."""
-    if form not in FORMATS:
-        raise unknown("format", form, FORMATS)
     member = find(archive, config_id)
     config, workload = member.config(archive.experiment), archive.experiment.workload.workload()
+    weights = weights_path(folder, member.id)
+    network, vocabulary = load_network(config, weights, archive.experiment.seed)
+    exported = export_network(network, vocabulary, workload, profile, form, output, archive.experiment.seed)
+    if form != "config" and not weights.is_file():
+        exported["notes"].insert(0, f"{member.id} was never trained: the weights are random")
+    return {"id": member.id, **exported}
+
+
+def export_network(
+    network: VisionLanguageModel,
+    vocabulary: Vocabulary | None,
+    workload: Workload,
+    profile: Profile,
+    form: str,
+    output: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """Export a network into `output` in one of FORMATS; returns the files and what the user should know."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
     output.mkdir(parents=True, exist_ok=True)
-    files, notes = export_config(config, output), []
+    files, notes = export_config(network.config, output), list[str]()
     if form != "config":
-        weights = weights_path(folder, member.id)
-        if not weights.is_file():
-            notes.append(f"{member.id} was never trained: the weights are random")
-        network, vocabulary = load_network(config, weights, archive.experiment.seed)
         if vocabulary is not None:
             path = output / "vocabulary.json"
             path.write_text(vocabulary.to_json() + "\n", encoding="utf-8")
@@ -213,11 +227,11 @@ def export_member(
             for path in files:
                 if path.suffix == ".onnx":
                     check_onnx(path)
-            error = onnx_max_error(network, workload, output, archive.experiment.seed)
+            error = onnx_max_error(network, workload, output, seed)
             notes.append(f"largest error against torch, relative to the largest output: {error:.1e}")
             if error > TOLERANCE:
                 raise NasError(f"the exported graphs differ from torch by {error:.1e}, more than {TOLERANCE:g}")
         else:
             files += export_tvm(exported, profile.tvm_target, output)
             notes.append(f"compiled for {profile.name}: {json.dumps(profile.tvm_target)}")
-    return {"id": member.id, "files": [str(path) for path in files], "notes": notes}
+    return {"files": [str(path) for path in files], "notes": notes}

@@ -391,3 +391,24 @@ def measured_table(record: dict[str, Any]) -> Table:
         f"largest error against torch: ONNX {record['onnx_max_error']:.1e}, TVM {record['tvm_max_error']:.1e}"
     )
     return table
+
+
+def compressed_table(found: dict[str, Any]) -> Table:
+    """A model before and after it was made smaller."""
+    from nas.objectives import OBJECTIVES
+
+    before, after = found["before"], found["after"]
+    table = Table(title=f"{before['id']} on {found['device']}", title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "before", "after", "basis"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row("id", before["id"], after["id"], "")
+    for name in ("accuracy", "test_accuracy"):
+        table.add_row(name.replace("_", " "), f"{before[name]:.1%}", f"{after[name]:.1%}", "measured")
+    sizes = [f"{each['weight_bytes'] / 1e6:.3f} MB" for each in (before, after)]
+    table.add_row("weights", *sizes, "static")
+    if before["objectives"] and after["objectives"]:
+        for name in ("latency", "peak_memory"):
+            values = [OBJECTIVES[name].show(each["objectives"][name]["value"]) for each in (before, after)]
+            table.add_row(name.replace("_", " "), *values, after["objectives"][name]["basis"])
+    table.caption = f"right after the cut {found['accuracy_untrained']:.1%}, then {found['steps']} steps"
+    return table

@@ -1,7 +1,9 @@
 """Training a supernet: the sandwich rule with in-place distillation (BigNAS, arXiv:2003.11142).
 
-A step trains the largest slice of a path (encoder, pixels, projector, image tokens) on the answers, the smallest of
-another and some of any size and path on the answers and on what the largest says. All are asked the same questions.
+A step trains some slices of any path (encoder, pixels, projector, image tokens) on the answers, the smaller of two
+draws each. One step in `sandwich_every` also trains the largest slice of a path on the answers, the smallest of
+another, and has all but the largest learn what it says too: it costs as much as five others, and in equal time of one
+core slices learned more the fewer such steps there were. All are asked the same questions.
 Checkpoints hold weights, optimisers and generators: a killed training goes on where its last one was.
 """
 
@@ -19,13 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nas.proxies.data import DataError, Splits
 from nas.proxies.slice_muon import SliceMuon
 from nas.proxies.supernet import PATHS, Supernet, largest, smallest
 from nas.proxies.trained import (
-    IGNORED,
     Batch,
     Packed,
     RegionSupervision,
@@ -35,6 +35,7 @@ from nas.proxies.trained import (
     draw_batch,
     forward,
     is_matrix,
+    soft_loss,
     to_pixels,
 )
 from nas.proxies.weights import read_tensors
@@ -50,12 +51,14 @@ _FORMAT = "edge-vlm-nas supernet training 2"
 class SupernetRecipe:
     """How a supernet is trained; `training` as a candidate alone is, its steps those of the supernet.
 
-    between: slices a step beside the largest and the smallest. soft: weight of what the largest says, against the
-    answers' one minus it. checkpoint_s: seconds between checkpoints.
+    between: slices a step beside the largest and the smallest. sandwich_every: steps from one with these two to the
+    next. soft: weight of what the largest says, against the answers' one minus it. checkpoint_s: seconds between
+    checkpoints.
     """
 
-    training: TrainingRecipe = field(default_factory=lambda: TrainingRecipe(steps=8000, final=0.01, warmup=0.02))
-    between: int = 2
+    training: TrainingRecipe = field(default_factory=lambda: TrainingRecipe(steps=12000, final=0.01, warmup=0.02))
+    between: int = 4
+    sandwich_every: int = 8
     soft: float = 0.5
     checkpoint_s: float = 120.0
 
@@ -98,57 +101,77 @@ class SupernetTraining:
         """Train to the end; raises DataError where the loss leaves the finite numbers."""
         recipe, training = self.recipe, self.recipe.training
         order = batches(self.order, len(self.data.train), training.batch)
-        saved, losses = time.monotonic(), list[tuple[float, float]]()
+        saved, owns, others = time.monotonic(), list[float](), list[float]()
         while self.step < training.steps:
             started = time.monotonic()
-            losses.append(self._train(next(order)))
+            own, other = self._train(next(order))
+            others.append(other)
+            if own is not None:
+                owns.append(own)
             self.step += 1
             self.seconds += time.monotonic() - started
             if self.step % training.report_every == 0:
-                own, soft = np.mean(losses, 0).tolist()
-                self.curve.append([self.step, own, soft])
-                losses.clear()
+                other_loss = float(np.mean(others))
+                # reports closer together than sandwiches repeat the last one's
+                last = self.curve[-1][1] if self.curve else other_loss
+                own_loss = float(np.mean(owns)) if owns else last
+                self.curve.append([self.step, own_loss, other_loss])
+                owns.clear()
+                others.clear()
                 left = (training.steps - self.step) * self.seconds / self.step
-                told(
-                    self.step, training.steps, f"loss {own:.3f} of the largest, {soft:.3f} of the others, {left:.0f} s"
-                )
+                word = f"loss {own_loss:.3f} of the largest, {other_loss:.3f} of the others, {left:.0f} s"
+                told(self.step, training.steps, word)
             if time.monotonic() - saved > recipe.checkpoint_s or self.step == training.steps:
                 self.save()
                 saved = time.monotonic()
 
-    def _train(self, indices: list[int]) -> tuple[float, float]:
+    def _train(self, indices: list[int]) -> tuple[float | None, float]:
+        """One step; the loss on the answers of the largest slice, where it was trained, and the mean of the others."""
         training = self.recipe.training
         share = rate_share(self.step, training)
         self.adam.param_groups[0]["lr"] = training.rate * share
         for weight in self.parameters:
             weight.grad = None
-        teacher = self._config(largest(self.space, self._path()))
-        pixels = teacher.vision.image_px
+        configs = [self._between() for _ in range(self.recipe.between)]
+        teacher = None
+        if self.step % self.recipe.sandwich_every == 0:
+            teacher = self._config(largest(self.space, self._path()))
+            configs.append(self._config(smallest(self.space, self._path())))
+        pixels = (teacher or configs[0]).vision.image_px
         drawn = draw_batch(self.data.train, indices, pixels, self.vocabulary, training.turns, self.order)
-        batch = on_device(drawn, self.device)
-        logits, regions = forward(self.net.slice(teacher), self.supervision, batch, training)
-        own = answer_loss(logits, batch.packed)
-        (own + regions).backward()  # type: ignore[no-untyped-call]
-        said = logits.detach()[batch.packed.targets != IGNORED].softmax(-1)
-        points = [smallest(self.space, self._path())]
-        points += [self.space.sample(self.random) for _ in range(self.recipe.between)]
-        configs, others = [self._config(point) for point in points], 0.0
+        packed = on_device(drawn, self.device).packed
+        own, said = None, None
+        if teacher is not None:
+            logits, regions = self._asked(teacher, indices, packed)
+            loss = answer_loss(logits, packed)
+            (loss + regions).backward()  # type: ignore[no-untyped-call]
+            own, said = loss.item(), logits.detach()
+        others = 0.0
         for config in configs:
-            images = to_pixels(self.data.train, indices, config.vision.image_px).to(self.device)
-            batch = Batch(indices, images, batch.packed)
-            logits, regions = forward(self.net.slice(config), self.supervision, batch, training)
-            told = logits[batch.packed.targets != IGNORED].log_softmax(-1)
-            soft = F.kl_div(told, said, reduction="batchmean")
-            hard = answer_loss(logits, batch.packed)
-            loss = self.recipe.soft * soft + (1 - self.recipe.soft) * hard
+            logits, regions = self._asked(config, indices, packed)
+            loss = hard = answer_loss(logits, packed)
+            if said is not None:
+                loss = self.recipe.soft * soft_loss(logits, said, packed) + (1 - self.recipe.soft) * hard
             (loss + regions).backward()  # type: ignore[no-untyped-call]
             others += hard.item() / len(configs)
-        norm = nn.utils.clip_grad_norm_(self.parameters, training.clip * (1 + len(configs)))
-        if not (math.isfinite(own.item()) and math.isfinite(norm.item())):
+        trained = configs if teacher is None else [teacher, *configs]
+        norm = nn.utils.clip_grad_norm_(self.parameters, training.clip * len(trained))
+        if not (math.isfinite(others) and math.isfinite(norm.item())):
             raise DataError(f"the supernet's loss left the finite numbers at step {self.step}; lower its rates")
-        self.muon.step([teacher, *configs], training.matrix_rate * share)
+        self.muon.step(trained, training.matrix_rate * share)
         self.adam.step()
-        return own.item(), others
+        return own, others
+
+    def _asked(self, config: VLMConfig, indices: list[int], packed: Packed) -> tuple[Tensor, Tensor]:
+        """What a slice answers, logits, and its loss on regions."""
+        images = to_pixels(self.data.train, indices, config.vision.image_px).to(self.device)
+        batch = Batch(indices, images, packed)
+        return forward(self.net.slice(config), self.supervision, batch, self.recipe.training)
+
+    def _between(self) -> VLMConfig:
+        """The smaller of two drawn: it costs half as much, and those that fit small devices are."""
+        pair = [self._config(self.space.sample(self.random)) for _ in range(2)]
+        return min(pair, key=lambda config: config.parameters)
 
     def _path(self) -> dict[str, Value]:
         return {name: self.random.choice(self.space.choices[name]) for name in PATHS}

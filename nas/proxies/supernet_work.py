@@ -12,7 +12,7 @@ from typing import Any
 from nas.proxies.data import DataError, Splits, Vocabulary
 from nas.proxies.digits import VERSION, digit_scenes
 from nas.proxies.supernet import Supernet
-from search_spaces import SPACES, VLMConfig, unknown
+from search_spaces import SPACES, Precision, VLMConfig, unknown
 from search_spaces.network import VisionLanguageModel
 
 #: The product's own weights.
@@ -79,7 +79,10 @@ def evaluate_slice(config: VLMConfig, weights: Path | None = None) -> dict[str, 
 
     supernet, vocabulary, data = _loaded(weights or SHIPPED / "tiny.safetensors")
     started = time.monotonic()
-    accuracy, by_kind = evaluate(supernet.slice(config.with_vocabulary(len(vocabulary))), data.validation, vocabulary)
+    asked = config.with_vocabulary(len(vocabulary))
+    # what is rounded must be a copy
+    network = (supernet.slice if config.precision is Precision.FP32 else supernet.extract)(asked)
+    accuracy, by_kind = evaluate(network, data.validation, vocabulary)
     return {
         "id": config.id,
         "accuracy": accuracy,

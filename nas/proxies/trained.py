@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary, blind_baseline
 from nas.proxies.muon import Muon
+from nas.proxies.rounding import rounded
 from search_spaces.blocks import rotary
 from search_spaces.config import VLMConfig
 from search_spaces.network import VisionLanguageModel
@@ -120,12 +121,14 @@ def train_candidate(
     seed: int,
     progress: Progress | None = None,
     start: VisionLanguageModel | None = None,
+    teacher: VisionLanguageModel | None = None,
 ) -> Trained:
-    """Train `config` on `data.train`, judge it on `data.validation`.
+    """Train `config` on `data.train` under its precision, judge it on `data.validation`.
 
-    The vocabulary of the data replaces the config's. `start` is its network with the weights to begin from. Uses the
-    torch threads of the caller; leaves the global random generators as they were. Two calls with equal arguments on one
-    machine give equal results, seconds apart.
+    The vocabulary of the data replaces the config's. `start` is its network with the weights to begin from; what
+    `teacher`, of the same pixels, answers is learned with equal weight to the true answers. Uses the torch threads of
+    the caller; leaves the global random generators as they were. Two calls with equal arguments on one machine give
+    equal results, seconds apart.
     """
     vocabulary = data.vocabulary()
     with torch.random.fork_rng(devices=[]):
@@ -135,32 +138,34 @@ def train_candidate(
         supervision = RegionSupervision(width, data.train, vocabulary) if data.train.regions is not None else None
     rng = np.random.default_rng(seed)
     modules = [network] if supervision is None else [network, supervision]
-    optimizers = _optimizers(modules, recipe)
     started = time.process_time()
     curve: list[tuple[int, float]] = []
     order = batches(rng, len(data.train), recipe.batch)
     taken, diverged = 0, False
     network.train()
-    for step in range(recipe.steps):
-        batch = draw_batch(data.train, next(order), config.vision.image_px, vocabulary, recipe.turns, rng)
-        logits, regions = forward(network, supervision, batch, recipe)
-        answers = answer_loss(logits, batch.packed)
-        loss = answers + regions
-        for optimizer, peak in optimizers:
-            optimizer.param_groups[0]["lr"] = peak * recipe.rate_share(step)
-            optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], recipe.clip)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            diverged = True
-            break
-        for optimizer, _ in optimizers:
-            optimizer.step()
-        taken = step + 1
-        if taken % recipe.report_every == 0 or taken == recipe.steps:
-            curve.append((taken, answers.item()))
-            if progress is not None:
-                progress(taken, recipe.steps, answers.item())
+    with rounded(network):
+        optimizers = _optimizers(modules, recipe)
+        for step in range(recipe.steps):
+            batch = draw_batch(data.train, next(order), config.vision.image_px, vocabulary, recipe.turns, rng)
+            logits, regions = forward(network, supervision, batch, recipe)
+            answers = answer_loss(logits, batch.packed)
+            told = answers if teacher is None else 0.5 * (answers + _distance(logits, teacher, batch))
+            loss = told + regions
+            for optimizer, peak in optimizers:
+                optimizer.param_groups[0]["lr"] = peak * recipe.rate_share(step)
+                optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], recipe.clip)
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                diverged = True
+                break
+            for optimizer, _ in optimizers:
+                optimizer.step()
+            taken = step + 1
+            if taken % recipe.report_every == 0 or taken == recipe.steps:
+                curve.append((taken, answers.item()))
+                if progress is not None:
+                    progress(taken, recipe.steps, answers.item())
     seconds = time.process_time() - started
     if diverged:
         blind = blind_baseline(data.train, data.validation)
@@ -170,8 +175,14 @@ def train_candidate(
     return Trained(TrainedResult(accuracy, by_type, taken, seconds, tuple(curve), diverged), network, vocabulary)
 
 
+def _distance(logits: Tensor, teacher: VisionLanguageModel, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        said = text_logits(teacher, teacher.project(teacher.encode(batch.images)), batch.packed)
+    return soft_loss(logits, said, batch.packed)
+
+
 def evaluate(network: VisionLanguageModel, judged: Dataset, vocabulary: Vocabulary) -> tuple[float, dict[str, float]]:
-    """The share of questions that greedy decoding answers word for word, overall and by kind.
+    """The share of questions that greedy decoding answers word for word under its precision, overall and by kind.
 
     An answer is decoded greedily exactly if each of its tokens, and `<end>`, is the likeliest after those before it:
     one pass over the true answers decides that.
@@ -180,7 +191,7 @@ def evaluate(network: VisionLanguageModel, judged: Dataset, vocabulary: Vocabula
     # Rows of a few questions each, so that an image with hundreds of them makes no sequence of thousands.
     rows = [(i, asked[k : k + 8]) for i, asked in enumerate(judged.questions) for k in range(0, len(asked), 8)]
     hits: dict[str, list[bool]] = {}
-    with torch.no_grad():
+    with torch.no_grad(), rounded(network):
         for start in range(0, len(rows), 64):
             batch = rows[start : start + 64]
             images = to_pixels(judged, (i for i, _ in batch), network.config.vision.image_px)
@@ -321,6 +332,14 @@ def forward(
         if recipe.alignment_weight:
             loss = loss + recipe.alignment_weight * supervision.alignment(network, image_tokens, batch.indices)
     return logits, loss
+
+
+def soft_loss(logits: Tensor, said: Tensor, packed: Packed) -> Tensor:
+    """Distance of answers' tokens from what a teacher said, its logits: Kullback-Leibler divergence in nats."""
+    answers = packed.targets != IGNORED
+    return F.kl_div(
+        logits[answers].log_softmax(-1), said[answers].log_softmax(-1), reduction="batchmean", log_target=True
+    )
 
 
 def answer_loss(logits: Tensor, packed: Packed) -> Tensor:

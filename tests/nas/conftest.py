@@ -17,7 +17,9 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run `nas ARGS` in an empty folder with an empty data folder."""
-    environment = {**os.environ, "EDGE_VLM_NAS_DATA": str(tmp_path / "data"), "COLUMNS": "200"}
+    # one thread: tests run side by side, and torch's threads wait for each other busily
+    fixed = {"EDGE_VLM_NAS_DATA": str(tmp_path / "data"), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **fixed}
 
     def call(*args: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,10 +1,10 @@
 """Trains the pilot table of zero-cost proxies where it is out of date, and fits the combination on it.
 
-    python -m experiments.fit_zero_cost [--configs N] [--steps N] [--workers N] [--as-is]
+    python -m experiments.fit_zero_cost [--configs N] [--steps N] [--workers N] [--as-is | --anew]
 
 The pilot is drawn with a seed of its own, evenly over the logarithm of the parameters up to the quickstart's cap. Rows
-are kept as they come, so a killed run goes on; rows that were trained on other scenes or for other steps are trained
-anew; `--as-is` trains nothing and fits on the table as it stands. The result is `nas/proxies/zero_cost.json`.
+are kept as they come, so a killed run goes on; a table of other scenes, steps or points is replaced only with `--anew`;
+`--as-is` trains nothing and fits on the table as it stands. The result is `nas/proxies/zero_cost.json`.
 """
 
 from __future__ import annotations
@@ -49,13 +49,23 @@ QUICKSTART = Path(__file__).with_name("quickstart.yaml")
 def main() -> None:
     """Bring the table up to date, then fit and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--configs", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--as-is", action="store_true")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--as-is", action="store_true")
+    either.add_argument("--anew", action="store_true")
     asked = parser.parse_args()
     experiment = read_experiment(QUICKSTART)
     space, most = SPACES[experiment.space], math.log10(experiment.caps["max_parameters_m"] * 1e6)
+    if PILOT.is_file() and not (asked.as_is or asked.anew):
+        table, points = read_pilot(), {_key(point) for point in draw(space, most, asked.configs)}
+        same = (table["steps"], table["scenes"]) == (asked.steps, scenes_id())
+        if not (same and points & {_key(row["point"]) for row in table["rows"]}):
+            parser.error(
+                f"the table's {len(table['rows'])} rows are of other scenes, steps or points: --as-is fits on them, "
+                "--anew trains all of them again"
+            )
     rows = read_pilot()["rows"] if asked.as_is else pilot(space, most, asked.configs, asked.steps, asked.workers)
     found = [features(space.decode(row["point"]), 0) for row in rows]
     fitted = fit(space.name, found, [float(np.mean(row["accuracy"])) for row in rows])

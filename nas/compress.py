@@ -18,9 +18,9 @@ from nas.errors import NasError
 from nas.export import export_network
 from nas.predict import predict
 from nas.promotion import weights_path
-from nas.proxies.evaluation import splits
+from nas.proxies.evaluation import splits, tuning
 from nas.proxies.pruning import pruned
-from nas.proxies.trained import TrainingRecipe, evaluate, train_candidate
+from nas.proxies.trained import evaluate, train_candidate
 from nas.proxies.weights import load_weights, save_weights
 from nas.search import Progress
 from search_spaces import Precision, VLMConfig, unknown
@@ -72,22 +72,24 @@ def compress(
     config = smaller(network.config, keep, Precision(precision))
     if config == network.config:
         raise NasError(f"nothing to do: {member.id} would stay as it is; give --keep below 1, or a --precision")
-    data, seed = splits(experiment.data, experiment.seed), experiment.seed
+    data, seed = splits(experiment.data), experiment.seed
+    if data.vocabulary() != vocabulary:
+        raise NasError(f"the data of {experiment.name} have changed since {member.id} was trained; search anew")
     progress("prune", 0, 1, importance)
     start = pruned(network, config, importance, data.train, vocabulary, seed=seed)
     before, cut = (evaluate(each, data.validation, vocabulary)[0] for each in (network, copy.deepcopy(start)))
     progress("prune", 1, 1)
-    # the rates of a slice that is trained on
-    recipe = TrainingRecipe(steps=steps, matrix_rate=0.007, rate=1e-3)
     trained = train_candidate(
         config,
         data,
-        recipe,
+        tuning(steps),
         seed=seed,
         start=start,
         teacher=network,
         progress=lambda step, total, loss: progress("distil", step, total, f"loss {loss:.2f}"),
     )
+    if trained.result.diverged:
+        raise NasError(f"training failed at step {trained.result.steps}; keep more channels, or a finer precision")
     workload = experiment.workload.workload()
     exported = export_network(trained.network, vocabulary, workload, profile, form, output, seed)
     path = output / "weights.safetensors"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from nas.errors import NasError
 from nas.objectives import CAPS, OBJECTIVES
-from nas.proxies import PROXIES
+from nas.proxies import PROXIES, proxy
 from search_spaces import SPACES, Workload, unknown
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
@@ -38,12 +38,18 @@ _SOURCE_KEYS: dict[str, tuple[str, ...]] = {
     "llava": ("json_file", "image_folder"),
     "huggingface": ("dataset", "revision", "subset", "image_subset", "split", "limit"),
 }
+_NEEDED_KEYS: dict[str, tuple[str, ...]] = {
+    "digit_scenes": (),
+    "llava": ("json_file", "image_folder"),
+    "huggingface": ("dataset",),
+}
 
 
 class DataSpec(_Strict):
     """What accuracy is measured on: the digit scenes, a LLaVA-format JSON file, or a Hugging Face dataset.
 
     `dataset` is OWNER/NAME with its revision, or a folder; see `nas.proxies.hub_data.HubSource` for the other keys.
+    `seed` divides it into train, validation and test; the experiment's own seed leaves that as it is.
     """
 
     source: Literal["digit_scenes", "llava", "huggingface"] = "digit_scenes"
@@ -55,18 +61,23 @@ class DataSpec(_Strict):
     image_subset: str | None = None
     split: str | None = None
     limit: Positive | None = None
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
 
     @model_validator(mode="after")
     def _keys_are_of_the_source(self) -> DataSpec:
         for key, value in self:
-            if key != "source" and value is not None and key not in _SOURCE_KEYS[self.source]:
+            if key not in ("source", "seed") and value is not None and key not in _SOURCE_KEYS[self.source]:
                 [owner] = [source for source, keys in _SOURCE_KEYS.items() if key in keys]
                 raise ValueError(f"{key} is a key of the source {owner}, but the source is {self.source}")
+        for key in _NEEDED_KEYS[self.source]:
+            if getattr(self, key) is None:
+                raise ValueError(f"the source {self.source} needs the key {key}")
         return self
 
     def named(self) -> str:
         """The source and what is given of it, for a report."""
-        return " ".join(str(value) for _, value in self if value is not None)
+        named = " ".join(str(value) for key, value in self if value is not None and key != "seed")
+        return f"{named}, divided by seed {self.seed}"
 
 
 class Rung(_Strict):
@@ -98,10 +109,16 @@ class ProxySpec(_Strict):
 
     @model_validator(mode="after")
     def _rungs_differ(self) -> ProxySpec:
-        names = [self.cheap, *(rung.proxy for rung in self.between), self.dear]
-        if len(set(names)) < len(names):
-            raise ValueError(f"every rung needs a proxy of its own, but got {', '.join(names)}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"every rung needs a proxy of its own, but got {', '.join(self.names)}")
+        for fidelity in ("cheap", "dear"):
+            proxy(getattr(self, fidelity), fidelity)
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The proxies of all rungs, the cheapest first."""
+        return (self.cheap, *(rung.proxy for rung in self.between), self.dear)
 
 
 class Experiment(_Strict):
@@ -148,6 +165,17 @@ class Experiment(_Strict):
             if name not in CAPS:
                 raise unknown("cap", name, CAPS)
         return caps
+
+    @model_validator(mode="after")
+    def _weights_know_the_data(self) -> Experiment:
+        for name in self.proxy.names:
+            known = PROXIES[name].scenes
+            if known is not None and (self.data.source, self.data.seed) != ("digit_scenes", known):
+                raise ValueError(
+                    f"the weights behind the proxy {name} know the digit scenes of seed {known} only, but the data are "
+                    f"{self.data.named()}; use the proxies combined and trained"
+                )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when a stored experiment is continued; budgets may grow."""

@@ -26,7 +26,7 @@ from nas.proxies.data import Vocabulary
 from nas.proxies.trained import IMAGE_MEAN, IMAGE_STD
 from nas.proxies.weights import load_weights
 from nas.query import find
-from search_spaces import VLMConfig, Workload, unknown
+from search_spaces import Precision, VLMConfig, Workload, unknown
 from search_spaces.network import VisionLanguageModel, graphs
 
 FORMATS = ("onnx", "tvm", "config")
@@ -135,7 +135,9 @@ def relative_error(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
     """Largest absolute difference over the largest magnitude wanted."""
     if [x.shape for x in found] != [x.shape for x in wanted]:
         raise NasError(f"outputs have shapes {[x.shape for x in found]}, but torch gives {[x.shape for x in wanted]}")
-    scale = max(float(np.abs(x).max()) for x in wanted)
+    if not all(np.isfinite(x).all() for x in (*found, *wanted)):
+        raise NasError("the network answers what is not a number: it was not trained to an end; export another model")
+    scale = max(max(float(np.abs(x).max()) for x in wanted), float(np.finfo(np.float32).tiny))
     return max(float(np.abs(a - b).max()) for a, b in zip(found, wanted, strict=True)) / scale
 
 
@@ -234,4 +236,7 @@ def export_network(
         else:
             files += export_tvm(exported, profile.tvm_target, output)
             notes.append(f"compiled for {profile.name}: {json.dumps(profile.tvm_target)}")
+        if network.config.precision is not Precision.FP32:
+            rows = ", activations are not rounded" if network.config.precision is Precision.W8A8 else ""
+            notes.append(f"the graphs hold the weights that {network.config.precision} stores, widened to fp32{rows}")
     return {"files": [str(path) for path in files], "notes": notes}

@@ -16,8 +16,9 @@ import torch
 
 from nas.compress import smaller
 from nas.proxies.digits import digit_scenes
+from nas.proxies.evaluation import tuning
 from nas.proxies.pruning import IMPORTANCES, cut, pruned
-from nas.proxies.trained import TrainingRecipe, evaluate, train_candidate
+from nas.proxies.trained import evaluate, train_candidate
 from nas.proxies.weights import load_weights
 from search_spaces import Precision, VLMConfig
 from search_spaces.network import VisionLanguageModel
@@ -44,7 +45,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     data = digit_scenes(asked.seed)
-    recipe = TrainingRecipe(steps=asked.steps, matrix_rate=0.007, rate=1e-3)
+    recipe = tuning(asked.steps)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("first", "random", *IMPORTANCES)}
     whole = []
     for path in sorted(asked.weights.glob("*.safetensors")):

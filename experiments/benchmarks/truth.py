@@ -26,7 +26,7 @@ from hardware_profiles import load
 from hardware_profiles.catalog import SHIPPED
 from nas.candidate import Pricer
 from nas.promotion import worker_pool
-from nas.proxies.digits import digit_scenes
+from nas.proxies.digits import VERSION, digit_scenes
 from search_spaces import SPACES, Point, Value, Workload
 
 FILE = Path(__file__).parent / "data" / "truth_tiny.json"
@@ -78,12 +78,23 @@ def trained(point: Point, seed: int) -> dict[str, Any]:
 
 
 def stored() -> dict[str, Any]:
-    """The table as far as it is made."""
+    """The table as far as it is made; one of other steps, seeds or scenes ends the program."""
+    about = {
+        "space": SPACE,
+        "data": f"digit scenes, version {VERSION}, seed {DATA_SEED}",
+        "steps": STEPS,
+        "seeds": list(SEEDS),
+    }
     if FILE.is_file():
         found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+        for name, value in about.items():
+            if found[name] != value:
+                sys.exit(
+                    f"{FILE} holds {name} {found[name]!r}, but this release makes {value!r}: delete it to begin anew"
+                )
         return found
     rows = [{"point": point, "accuracy": [None] * len(SEEDS)} for point in drawn()]
-    return {"space": SPACE, "data": f"digit scenes, seed {DATA_SEED}", "steps": STEPS, "seeds": SEEDS, "rows": rows}
+    return {**about, "rows": rows}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ class Proxy:
     """An estimate of accuracy: `fidelity` cheap for every candidate, dear for the promoted; `code` is where it is.
 
     A cheap one scores a config (with a seed); a dear one says how its training begins: recipe, and weights or none.
+    `scenes` is the seed of the digit scenes on which weights behind it were trained: it knows no other data.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Proxy:
     basis: Basis
     says: str
     code: str
+    scenes: int | None = None
 
     def load(self) -> Callable[..., Any]:
         """The function behind it; imports torch."""
@@ -35,9 +37,9 @@ class Proxy:
     @property
     def validated(self) -> Validated | None:
         """Where it was compared with trained accuracy, and how well it ranked there; None where it never was."""
-        from nas.proxies.combined import stored
+        from nas.proxies.combined import validated
 
-        return stored().validated.get(self.code.split(":")[1])
+        return validated().get(self.code.split(":")[1])
 
     def told(self) -> str:
         """What it says and, where known, how well it ranks."""
@@ -64,6 +66,7 @@ PROXIES: dict[str, Proxy] = {
             Basis.PREDICTED,
             "share of right answers on the validation images by the model's slice of a supernet",
             "nas.proxies.supernet_work:slice_accuracy",
+            scenes=0,
         ),
         Proxy("synflow", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of the synaptic flow", f"{_ZERO_COST}:synflow"),
         Proxy("naswot", "cheap", Basis.PREDICTED, f"{_RANKS} how scenes differ in open units", f"{_ZERO_COST}:naswot"),
@@ -97,6 +100,7 @@ PROXIES: dict[str, Proxy] = {
             Basis.MEASURED,
             "share of right answers on the validation images by the supernet's slice, trained on",
             "nas.proxies.evaluation:from_slice",
+            scenes=0,
         ),
     )
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nas.experiment import DataSpec, Experiment
 from nas.promotion import weights_path
 from nas.proxies import PROXIES
-from nas.proxies.data import DataError, Splits, blind_baseline, llava_dataset
+from nas.proxies.data import Splits, blind_baseline, llava_dataset
 from nas.proxies.digits import digit_scenes
 from nas.proxies.hub_data import HubSource, huggingface_dataset
 from search_spaces import VLMConfig
@@ -25,25 +25,21 @@ TUNING_STEPS = 150
 
 
 @lru_cache(maxsize=2)
-def splits(spec: DataSpec, seed: int) -> Splits:
+def splits(spec: DataSpec) -> Splits:
     """Train, validation and test images with their questions; read once a process."""
     if spec.source == "digit_scenes":
-        return digit_scenes(seed)
+        return digit_scenes(spec.seed)
     if spec.source == "huggingface":
-        if spec.dataset is None:
-            raise DataError("data: the source huggingface needs dataset, a folder or OWNER/NAME")
         where = HubSource(
-            spec.dataset, spec.revision, spec.subset, spec.image_subset, spec.split or "train", spec.limit
+            str(spec.dataset), spec.revision, spec.subset, spec.image_subset, spec.split or "train", spec.limit
         )
-        return huggingface_dataset(where, seed)
-    if spec.json_file is None or spec.image_folder is None:
-        raise DataError("data: the source llava needs json_file and image_folder")
-    return llava_dataset(Path(spec.json_file), Path(spec.image_folder), seed)
+        return huggingface_dataset(where, spec.seed)
+    return llava_dataset(Path(str(spec.json_file)), Path(str(spec.image_folder)), spec.seed)
 
 
 def vocabulary_size(experiment: Experiment) -> int:
     """Words of the experiment's data, special tokens included."""
-    return len(splits(experiment.data, experiment.seed).vocabulary())
+    return len(splits(experiment.data).vocabulary())
 
 
 def alone(config: VLMConfig, data: Splits, steps: int | None) -> tuple[TrainingRecipe, None]:
@@ -54,12 +50,18 @@ def alone(config: VLMConfig, data: Splits, steps: int | None) -> tuple[TrainingR
     return (TrainingRecipe() if steps is None else TrainingRecipe(steps=steps)), None
 
 
+def tuning(steps: int) -> TrainingRecipe:
+    """How weights are trained on: at a third of the rates of those that begin from nothing."""
+    from nas.proxies.trained import TrainingRecipe
+
+    return TrainingRecipe(steps=steps, matrix_rate=0.007, rate=1e-3)
+
+
 def from_slice(config: VLMConfig, data: Splits, steps: int | None) -> tuple[TrainingRecipe, VisionLanguageModel]:
     """How the proxy `tuned` begins: with the supernet's slice, at a third of the rates."""
     from nas.proxies.supernet_work import extracted
-    from nas.proxies.trained import TrainingRecipe
 
-    recipe = TrainingRecipe(steps=steps or TUNING_STEPS, matrix_rate=0.007, rate=1e-3)
+    recipe = tuning(steps or TUNING_STEPS)
     return recipe, extracted(config, data.vocabulary())
 
 
@@ -84,7 +86,7 @@ def train(experiment: Experiment, folder: Path, name: str, steps: int | None, co
     from nas.proxies.weights import save_weights
 
     torch.set_num_threads(1)
-    data = splits(experiment.data, experiment.seed)
+    data = splits(experiment.data)
     recipe, start = PROXIES[name].load()(config, data, steps)
     trained = train_candidate(config, data, recipe, seed=experiment.seed, start=start)
     result = trained.result

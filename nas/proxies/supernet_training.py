@@ -4,7 +4,7 @@ A step trains some slices of any path (encoder, pixels, projector, image tokens)
 draws each. One step in `sandwich_every` also trains the largest slice of a path on the answers, the smallest of
 another, and has all but the largest learn what it says too: it costs as much as five others, and in equal time of one
 core slices learned more the fewer such steps there were. All are asked the same questions.
-Checkpoints hold weights, optimisers and generators: a killed training goes on where its last one was.
+Checkpoints hold weights, optimisers and generators: a killed training takes the very steps it would have taken.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import os
 import random
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,7 +32,6 @@ from nas.proxies.trained import (
     RegionSupervision,
     TrainingRecipe,
     answer_loss,
-    batches,
     draw_batch,
     forward,
     is_matrix,
@@ -44,7 +44,7 @@ from search_spaces import Point, SearchSpace, Value, VLMConfig
 #: Called with step, total steps, and a word on how it goes.
 Told = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.safetensors"
-_FORMAT = "edge-vlm-nas supernet training 2"
+_FORMAT = "edge-vlm-nas supernet training 3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,7 @@ class SupernetTraining:
         self.net.to(self.device)
         modules: list[nn.Module] = [self.net] if self.supervision is None else [self.net, self.supervision]
         matrices = {
-            name: weight
-            for name, weight in self.net.weights.items()
-            if is_matrix(name.replace("/", "."), weight) and "positions" not in name
+            name: weight for name, weight in self.net.weights.items() if is_matrix(name.replace("/", "."), weight)
         }
         taken = {id(weight) for weight in matrices.values()}
         self.parameters = [weight for module in modules for weight in module.parameters()]
@@ -95,35 +93,44 @@ class SupernetTraining:
         self.muon = SliceMuon(self.net, matrices, training.momentum, training.weight_decay)
         self.adam = torch.optim.AdamW(rest, training.rate, training.betas, weight_decay=training.weight_decay)
         self.random, self.order = random.Random(seed), np.random.default_rng(seed)
-        self.step, self.seconds, self.curve = 0, 0.0, list[list[float]]()
+        self.seed, self.step, self.seconds, self.curve = seed, 0, 0.0, list[list[float]]()
+        #: Losses of the largest and of the others since the last report.
+        self.owns, self.others = list[float](), list[float]()
 
     def run(self, told: Told) -> None:
         """Train to the end; raises DataError where the loss leaves the finite numbers."""
         recipe, training = self.recipe, self.recipe.training
-        order = batches(self.order, len(self.data.train), training.batch)
-        saved, owns, others = time.monotonic(), list[float](), list[float]()
+        saved = time.monotonic()
         while self.step < training.steps:
             started = time.monotonic()
-            own, other = self._train(next(order))
-            others.append(other)
+            own, other = self._train(self._indices())
+            self.others.append(other)
             if own is not None:
-                owns.append(own)
+                self.owns.append(own)
             self.step += 1
             self.seconds += time.monotonic() - started
             if self.step % training.report_every == 0:
-                other_loss = float(np.mean(others))
+                other_loss = float(np.mean(self.others))
                 # reports closer together than sandwiches repeat the last one's
                 last = self.curve[-1][1] if self.curve else other_loss
-                own_loss = float(np.mean(owns)) if owns else last
+                own_loss = float(np.mean(self.owns)) if self.owns else last
                 self.curve.append([self.step, own_loss, other_loss])
-                owns.clear()
-                others.clear()
+                self.owns.clear()
+                self.others.clear()
                 left = (training.steps - self.step) * self.seconds / self.step
                 word = f"loss {own_loss:.3f} of the largest, {other_loss:.3f} of the others, {left:.0f} s"
                 told(self.step, training.steps, word)
             if time.monotonic() - saved > recipe.checkpoint_s or self.step == training.steps:
                 self.save()
                 saved = time.monotonic()
+
+    def _indices(self) -> list[int]:
+        """The scenes of the step: each once an epoch, in an order that hangs on seed and epoch alone."""
+        batch = self.recipe.training.batch
+        a_round = max(1, len(self.data.train) // batch)
+        epoch, at = divmod(self.step, a_round)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.data.train))
+        return [int(i) for i in order[at * batch : (at + 1) * batch]]
 
     def _train(self, indices: list[int]) -> tuple[float | None, float]:
         """One step; the loss on the answers of the largest slice, where it was trained, and the mean of the others."""
@@ -194,18 +201,30 @@ class SupernetTraining:
             tensors |= {f"adam/{at}/{key}": torch.as_tensor(value) for key, value in own.items()}
         about = {
             "format": _FORMAT,
-            "space": self.space.name,
-            "recipe": json.dumps(asdict(self.recipe)),
+            **self._identity(),
             "step": str(self.step),
             "seconds": repr(self.seconds),
             "curve": json.dumps(self.curve),
+            "losses": json.dumps([self.owns, self.others]),
             "random": json.dumps(self.random.getstate()),
             "order": json.dumps(self.order.bit_generator.state),
-            "vocabulary": self.vocabulary.to_json(),
         }
         unfinished = self.folder / f"{CHECKPOINT}.{os.getpid()}"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, about)
         unfinished.replace(self.folder / CHECKPOINT)
+
+    def _identity(self) -> dict[str, str]:
+        """What must be the same for a checkpoint to be taken up; steps may grow."""
+        recipe = asdict(self.recipe)
+        del recipe["checkpoint_s"], recipe["training"]["steps"]
+        asked = [[question.text, question.answer] for questions in self.data.train.questions for question in questions]
+        return {
+            "space": self.space.name,
+            "vocabulary": self.vocabulary.to_json(),
+            "data": str(zlib.crc32(json.dumps(asked).encode())),
+            "recipe": json.dumps(recipe),
+            "seed": str(self.seed),
+        }
 
     def resume(self) -> bool:
         """Take up the folder's checkpoint, if there is one; raises DataError where it is of another training."""
@@ -216,8 +235,7 @@ class SupernetTraining:
             tensors, about = read_tensors(path, _FORMAT, str(self.device))
         except DataError as error:
             raise DataError(f"{error}; delete it to start anew") from error
-        expected = {"space": self.space.name, "vocabulary": self.vocabulary.to_json()}
-        for name, value in expected.items():
+        for name, value in self._identity().items():
             if about.get(name) != value:
                 raise DataError(f"{path}: its {name} is another; delete it, or give another folder, to start anew")
         with torch.no_grad():
@@ -235,6 +253,7 @@ class SupernetTraining:
                 state.setdefault(int(rest[0]), {})[rest[1]] = tensor
         self.adam.load_state_dict({**self.adam.state_dict(), "state": state})
         self.step, self.seconds, self.curve = int(about["step"]), float(about["seconds"]), json.loads(about["curve"])
+        self.owns, self.others = json.loads(about["losses"])
         version, numbers, gauss = json.loads(about["random"])
         self.random.setstate((version, tuple(numbers), gauss))
         self.order.bit_generator.state = json.loads(about["order"])

@@ -43,7 +43,7 @@ def train(
     training.run(lambda step, total, note: progress("supernet", step, total, note))
     made_by = {
         "command": f"nas supernet train --space {space} --steps {steps} --seed {seed}",
-        "data": f"digit scenes, version {VERSION}, seed {seed}",
+        "data": _scenes(seed),
         "seed": str(seed),
         "steps": str(training.step),
         "seconds": f"{training.seconds:.0f}",
@@ -59,13 +59,18 @@ def train(
     }
 
 
+def _scenes(seed: int) -> str:
+    return f"digit scenes, version {VERSION}, seed {seed}"
+
+
 @cache
 def _loaded(path: Path) -> tuple[Supernet, Vocabulary, Splits]:
     from nas.proxies.weights import load_supernet
 
     supernet, vocabulary, made_by = load_supernet(path)
-    data = digit_scenes(int(made_by["seed"]))
-    if data.vocabulary() != vocabulary:
+    seed = int(made_by["seed"])
+    data = digit_scenes(seed)
+    if (made_by["data"], vocabulary) != (_scenes(seed), data.vocabulary()):
         raise DataError(f"{path}: trained on other scenes than this release's; train it anew: {made_by['command']}")
     return supernet, vocabulary, data
 

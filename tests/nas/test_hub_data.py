@@ -255,10 +255,10 @@ def test_a_name_on_a_hub_is_asked_for_as_told(tmp_path: Path, monkeypatch: pytes
 
 def test_an_experiment_reads_it(tmp_path: Path) -> None:
     spec = DataSpec(source="huggingface", dataset=saved(tmp_path / "set", plain(0, 50, 100, 150)), limit=3)
-    assert len(splits(spec, 0).vocabulary()) > 5
-    assert spec.named() == f"huggingface {tmp_path / 'set'} 3"
-    with pytest.raises(DataError, match="the source huggingface needs dataset"):
-        splits(DataSpec(source="huggingface"), 0)
+    assert len(splits(spec).vocabulary()) > 5
+    assert spec.named() == f"huggingface {tmp_path / 'set'} 3, divided by seed 0"
+    with pytest.raises(ValueError, match="the source huggingface needs the key dataset"):
+        DataSpec(source="huggingface")
 
 
 def test_keys_of_another_source_are_refused() -> None:

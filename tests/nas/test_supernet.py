@@ -168,6 +168,39 @@ def test_training_lowers_the_loss_and_goes_on_from_its_checkpoint(data: Splits, 
     assert sum(own for _, own, _ in second.curve[-3:]) < sum(own for _, own, _ in second.curve[:3])
 
 
+def test_a_stopped_training_takes_the_steps_it_would_have_taken(data: Splits, tmp_path: Path) -> None:
+    whole = training(data, tmp_path / "whole", 14)
+    whole.run(lambda *_: None)
+    first = training(data, tmp_path / "parts", 14)
+
+    def stop(step: int, *_: object) -> None:
+        if step == 7:
+            first.save()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)
+    second = training(data, tmp_path / "parts", 14)
+    assert second.resume()
+    second.run(lambda *_: None)
+    assert second.curve == whole.curve
+    assert all(torch.equal(weight, second.net.weights[name]) for name, weight in whole.net.weights.items())
+
+
+@pytest.mark.parametrize("change", ["seed", "recipe", "data"])
+def test_a_checkpoint_of_another_training_is_refused(data: Splits, tmp_path: Path, change: str) -> None:
+    training(data, tmp_path, 1).run(lambda *_: None)
+    other = training(data, tmp_path, 1)
+    if change == "seed":
+        other.seed = 1
+    elif change == "recipe":
+        other.recipe = replace(other.recipe, between=2)
+    else:
+        other.data = digit_scenes(1, train=40, validation=10, test=5)
+    with pytest.raises(DataError, match=f"its {change} is another; delete it"):
+        other.resume()
+
+
 def test_a_checkpoint_of_other_scenes_is_refused(data: Splits, tmp_path: Path) -> None:
     first = training(data, tmp_path, 1)
     first.run(lambda *_: None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +61,3 @@ def scaled(benchmark: str, value: float) -> float:
 def unscaled(benchmark: str, value: float) -> float:
     """The inverse of `scaled`."""
     return math.exp(value / 100) if benchmark == "MME" else value
-
-
-def columns_of(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Each (group, column) once."""
-    return list(dict.fromkeys((row.group, row.column) for row in rows))

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from search_spaces import ConfigError, Point, SearchSpace, Value, VLMConfig
 from search_spaces.network import VisionLanguageModel
+from search_spaces.projectors import Resampler
 
 #: Side of the filter that patch filters of every size are made from.
 PATCH = 12
@@ -102,6 +103,10 @@ class Supernet(nn.Module):
         if name == "projector.linear.weight" and config.projector.kind == "pixel_shuffle":  # (D, 4 * Dv)
             merged = config.projector.reduction**2
             return shared.view(shared.shape[0], merged, -1)[:, :, : config.vision.width].flatten(1)
+        if name.startswith("projector.") and name.split(".")[1] in ("q", "k", "v", "out"):
+            return (
+                self._resampler_heads(shared.mT, config).mT if "out" in name else self._resampler_heads(shared, config)
+            )
         if ".attention." not in name:
             return shared
         projection = name.split(".")[-2]
@@ -112,6 +117,12 @@ class Supernet(nn.Module):
         if projection == "out":
             return self._decoder_heads(shared.mT, "q", config).mT
         return self._decoder_heads(shared, projection, config)
+
+    def _resampler_heads(self, shared: Tensor, config: VLMConfig) -> Tensor:
+        """Rows (heads * head_width, ...) of a resampler's first heads, of each the first channels."""
+        most, heads = (Resampler.heads(each.language.width) for each in (self.widest, config))
+        apart = shared.reshape(most, -1, *shared.shape[1:])
+        return apart[:heads, : config.language.width // heads].flatten(0, 1)
 
     def _vision_heads(self, shared: Tensor, config: VLMConfig) -> Tensor:
         """Rows (heads * head_width, ...) of the first heads, of each the first channels."""

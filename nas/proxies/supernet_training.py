@@ -1,9 +1,10 @@
 """Training a supernet: the sandwich rule with in-place distillation (BigNAS, arXiv:2003.11142).
 
 A step trains some slices of any path (encoder, pixels, projector, image tokens) on the answers, the smaller of two
-draws each. One step in `sandwich_every` also trains the largest slice of a path on the answers, the smallest of
-another, and has all but the largest learn what it says too: it costs as much as five others, and in equal time of one
-core slices learned more the fewer such steps there were. All are asked the same questions.
+draws each; a projector is drawn in proportion to its square loss, as some learn much later than others. One step in
+`sandwich_every` also trains the largest slice of a path on the answers, the smallest of another, and has all but the
+largest learn what it says too: it costs as much as five others, and in equal time of one core slices learned more the
+fewer such steps there were. All are asked the same questions.
 Checkpoints hold weights, optimisers and generators: a killed training takes the very steps it would have taken.
 """
 
@@ -94,6 +95,8 @@ class SupernetTraining:
         self.adam = torch.optim.AdamW(rest, training.rate, training.betas, weight_decay=training.weight_decay)
         self.random, self.order = random.Random(seed), np.random.default_rng(seed)
         self.seed, self.step, self.seconds, self.curve = seed, 0, 0.0, list[list[float]]()
+        #: Running mean of the loss of each projector's slices, in nats.
+        self.hardness = dict.fromkeys(space.choices["projector"], 1.0)
         #: Losses of the largest and of the others since the last report.
         self.owns, self.others = list[float](), list[float]()
 
@@ -161,6 +164,8 @@ class SupernetTraining:
                 loss = self.recipe.soft * soft_loss(logits, said, packed) + (1 - self.recipe.soft) * hard
             (loss + regions).backward()  # type: ignore[no-untyped-call]
             others += hard.item() / len(configs)
+            kind = config.projector.kind
+            self.hardness[kind] += 0.02 * (hard.item() - self.hardness[kind])
         trained = configs if teacher is None else [teacher, *configs]
         norm = nn.utils.clip_grad_norm_(self.parameters, training.clip * len(trained))
         if not (math.isfinite(others) and math.isfinite(norm.item())):
@@ -177,7 +182,9 @@ class SupernetTraining:
 
     def _between(self) -> VLMConfig:
         """The smaller of two drawn: it costs half as much, and those that fit small devices are."""
-        pair = [self._config(self.space.sample(self.random)) for _ in range(2)]
+        kinds, losses = list(self.hardness), list(self.hardness.values())
+        [kind] = self.random.choices(kinds, [loss**2 for loss in losses])
+        pair = [self._config({**self.space.sample(self.random), "projector": kind}) for _ in range(2)]
         return min(pair, key=lambda config: config.parameters)
 
     def _path(self) -> dict[str, Value]:
@@ -206,6 +213,7 @@ class SupernetTraining:
             "seconds": repr(self.seconds),
             "curve": json.dumps(self.curve),
             "losses": json.dumps([self.owns, self.others]),
+            "hardness": json.dumps(self.hardness),
             "random": json.dumps(self.random.getstate()),
             "order": json.dumps(self.order.bit_generator.state),
         }
@@ -254,6 +262,7 @@ class SupernetTraining:
         self.adam.load_state_dict({**self.adam.state_dict(), "state": state})
         self.step, self.seconds, self.curve = int(about["step"]), float(about["seconds"]), json.loads(about["curve"])
         self.owns, self.others = json.loads(about["losses"])
+        self.hardness = json.loads(about["hardness"])
         version, numbers, gauss = json.loads(about["random"])
         self.random.setstate((version, tuple(numbers), gauss))
         self.order.bit_generator.state = json.loads(about["order"])

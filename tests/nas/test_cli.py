@@ -126,7 +126,9 @@ def test_predict_reads_a_config_file(run: Any, config_file: Path) -> None:
         ({"trials": 0}, ["trials", "greater than or equal to 1"]),
         ({"proxy": {"cheap": "sinflow"}}, ["did you mean 'synflow'"]),
         ({"cost_model": "lerned"}, ["learned"]),
-        ({"data": {"source": "llava"}}, ["needs json_file and image_folder"]),
+        ({"data": {"source": "llava"}}, ["the source llava needs the key json_file"]),
+        ({"proxy": {"dear": "synflow"}}, ["unknown dear proxy 'synflow'"]),
+        ({"proxy": {"dear": "tuned"}, "data": {"seed": 1}}, ["know the digit scenes of seed 0 only", "trained"]),
         ({"data": {"source": "llava", "json_file": "none.json", "image_folder": "."}}, ["none.json"]),
     ],
 )

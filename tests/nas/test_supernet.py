@@ -147,9 +147,9 @@ def test_foreign_weights_are_refused(tmp_path: Path) -> None:
         load_supernet(path)
 
 
-def training(data: Splits, folder: Path, steps: int) -> SupernetTraining:
+def training(data: Splits, folder: Path, steps: int, sandwich_every: int = 1) -> SupernetTraining:
     recipe = SupernetRecipe(TrainingRecipe(steps=steps, batch=2, turns=2, report_every=1, warmup=0.02, final=0.01))
-    return SupernetTraining(TINY, data, recipe, 0, folder)
+    return SupernetTraining(TINY, data, replace(recipe, sandwich_every=sandwich_every), 0, folder)
 
 
 def test_training_lowers_the_loss_and_goes_on_from_its_checkpoint(data: Splits, tmp_path: Path) -> None:
@@ -169,9 +169,9 @@ def test_training_lowers_the_loss_and_goes_on_from_its_checkpoint(data: Splits, 
 
 
 def test_a_stopped_training_takes_the_steps_it_would_have_taken(data: Splits, tmp_path: Path) -> None:
-    whole = training(data, tmp_path / "whole", 14)
+    whole = training(data, tmp_path / "whole", 14, sandwich_every=3)
     whole.run(lambda *_: None)
-    first = training(data, tmp_path / "parts", 14)
+    first = training(data, tmp_path / "parts", 14, sandwich_every=3)
 
     def stop(step: int, *_: object) -> None:
         if step == 7:
@@ -180,7 +180,7 @@ def test_a_stopped_training_takes_the_steps_it_would_have_taken(data: Splits, tm
 
     with pytest.raises(KeyboardInterrupt):
         first.run(stop)
-    second = training(data, tmp_path / "parts", 14)
+    second = training(data, tmp_path / "parts", 14, sandwich_every=3)
     assert second.resume()
     second.run(lambda *_: None)
     assert second.curve == whole.curve

@@ -127,7 +127,7 @@ def test_predict_reads_a_config_file(run: Any, config_file: Path) -> None:
         ({"proxy": {"cheap": "sinflow"}}, ["did you mean 'synflow'"]),
         ({"cost_model": "lerned"}, ["learned"]),
         ({"data": {"source": "llava"}}, ["the source llava needs the key json_file"]),
-        ({"proxy": {"dear": "synflow"}}, ["unknown dear proxy 'synflow'"]),
+        ({"proxy": {"dear": "naswot"}}, ["unknown dear proxy 'naswot'"]),
         ({"proxy": {"dear": "tuned"}, "data": {"seed": 1}}, ["know the digit scenes of seed 0 only", "trained"]),
         ({"data": {"source": "llava", "json_file": "none.json", "image_folder": "."}}, ["none.json"]),
     ],

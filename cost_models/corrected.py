@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 #: Fewest measurements that a correction is made of.
 LEAST_OBSERVATIONS = 3
-_VERSION = 2
+_VERSION = 3
 #: Kinds whose kernels are corrected alike.
 _GROUPS = {
     KernelKind.LINEAR: "linear",
@@ -83,8 +83,8 @@ class Observation:
 class CalibrationError:
     """Errors of each measurement predicted from all others, before and after; within the interval it should be 68 %.
 
-    `medians` are median errors after, by part: kernels, or phases of models; where models are named, each is predicted
-    from all `models` but itself. Nothing was seen of other `precisions`.
+    `medians_before` and `medians` are median errors by part: kernels, or phases of models; where models are named, each
+    is predicted from all `models` but itself. `seen` are the precisions of the measured kernels, for each kind.
     """
 
     measurements: int
@@ -92,12 +92,18 @@ class CalibrationError:
     mape_before: float
     mape_after: float
     within_interval: float
+    medians_before: dict[str, float]
     medians: dict[str, float]
-    precisions: list[str]
+    seen: dict[str, list[str]]
+
+    @property
+    def precisions(self) -> list[str]:
+        """Those of any kernel."""
+        return sorted({precision for found in self.seen.values() for precision in found})
 
 
 class CorrectedModel:
-    """A cost model whose kernels take a factor more or less; basis calibrated."""
+    """A cost model whose kernels take a factor more or less; basis calibrated where such kernels were measured."""
 
     def __init__(self, base: CostModel, mean: Array, covariance: Array, noise: float, error: CalibrationError) -> None:
         self.base, self.error = base, error
@@ -174,16 +180,32 @@ class CorrectedModel:
         found: Array = np.sqrt(np.maximum(open_weights, 0.0) + self._noise)
         return found
 
+    def spread_s(self, kernels: Sequence[Kernel], counts: Sequence[int], overhead_s: float = 0.0) -> float:
+        """As `CostModel.spread_s`: what the weights leave open is common to all kernels, an error that of the whole."""
+        row = Observation("", tuple(zip(kernels, counts, strict=True)), 1.0, overhead_s)
+        whole_s, gain = _observed(self.base, row, self._mean)
+        return whole_s * self._deviation(gain)
+
+    def _deviation(self, gain: Array) -> float:
+        return math.sqrt(max(float(gain @ self._covariance @ gain), 0.0) + self._noise)
+
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
-        """As `CostModel.bases`."""
-        return [Basis.CALIBRATED] * len(kernels)
+        """As `CostModel.bases`: of kinds and precisions that nobody measured, the base's."""
+        seen = self.error.seen
+        return [
+            Basis.CALIBRATED if kernel.precision.value in seen.get(_kind(kernel), ()) else own
+            for kernel, own in zip(kernels, self.base.bases(kernels), strict=True)
+        ]
 
     def told(self) -> str:
         """The correction and its error in a few words."""
         error = self.error
         runtime = "" if self.profile.runtime == TVM else f" of {self.profile.runtime}"
         if error.models:
-            parts = ", ".join(f"{part} {median:.0%}" for part, median in error.medians.items())
+            parts = ", ".join(
+                f"{part} {median:.0%} ({error.medians_before[part]:.0%} before)"
+                for part, median in error.medians.items()
+            )
             return (
                 f"calibrated on {error.measurements} figures{runtime} for {error.models} models in "
                 f"{', '.join(error.precisions)}: median error of a model predicted from the others: {parts}"
@@ -209,11 +231,15 @@ def _variances(base: CostModel) -> tuple[float, ...]:
     return _VARIANCES if base.profile.runtime == TVM else _RUNTIME_VARIANCES
 
 
+def _kind(kernel: Kernel) -> str:
+    return "one row" if kernel.kind is KernelKind.LINEAR and kernel.m == 1 else _GROUPS[kernel.kind]
+
+
 def _traits(kernels: Sequence[Kernel], seconds: Array, profile: Profile) -> Array:
     """What a kernel's factor hangs on, (kernels, weights)."""
     found = np.zeros((len(kernels), _width()))
     for row, kernel in enumerate(kernels):
-        name = "one row" if kernel.kind is KernelKind.LINEAR and kernel.m == 1 else _GROUPS[kernel.kind]
+        name = _kind(kernel)
         at = _NAMES.index(name)
         found[row, 0] = 1.0
         found[row, 1 + at] = 1.0
@@ -262,8 +288,8 @@ def _left_out(base: CostModel, observations: Sequence[Observation], seed: int) -
         part = np.random.default_rng(seed).permutation(count) % min(count, 10)
     before, after, inside = np.empty(count), np.empty(count), np.empty(count)
     for index in range(int(part.max()) + 1):
-        seen = [one for one, where in zip(observations, part, strict=True) if where != index]
-        found = _fit(base, seen, seed) if len(seen) >= LEAST_OBSERVATIONS - 1 else None
+        others = [one for one, where in zip(observations, part, strict=True) if where != index]
+        found = _fit(base, others, seed) if len(others) >= LEAST_OBSERVATIONS - 1 else None
         for at in np.flatnonzero(part == index):
             one = observations[int(at)]
             plain_s, _ = _observed(base, one, np.zeros(_width()))
@@ -276,9 +302,20 @@ def _left_out(base: CostModel, observations: Sequence[Observation], seed: int) -
             deviation = math.sqrt(gain @ found.covariance @ gain + found.noise)
             inside[at] = abs(math.log(seconds / one.seconds)) <= deviation
     parts = np.array([one.part for one in observations])
-    medians = {name: float(np.median(after[parts == name])) for name in sorted(set(parts.tolist()))}
-    named = len(models) if len(models) > 1 else 0
-    precisions = sorted({kernel.precision.value for one in observations for kernel, _ in one.kernels})
+    medians_before, medians = (
+        {name: float(np.median(errors[parts == name])) for name in sorted(set(parts.tolist()))}
+        for errors in (before, after)
+    )
+    seen: dict[str, set[str]] = {}
+    for kernel in {kernel for one in observations for kernel, _ in one.kernels}:
+        seen.setdefault(_kind(kernel), set()).add(kernel.precision.value)
     return CalibrationError(
-        count, named, float(before.mean()), float(after.mean()), float(inside.mean()), medians, precisions
+        measurements=count,
+        models=len(models) if len(models) > 1 else 0,
+        mape_before=float(before.mean()),
+        mape_after=float(after.mean()),
+        within_interval=float(inside.mean()),
+        medians_before=medians_before,
+        medians=medians,
+        seen={name: sorted(found) for name, found in sorted(seen.items())},
     )

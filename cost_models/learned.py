@@ -273,6 +273,12 @@ class LearnedModel:
                 result[index] = self._rows[kernel].repeat_error / 2
         return result
 
+    def spread_s(self, kernels: Sequence[Kernel], counts: Sequence[int], overhead_s: float = 0.0) -> float:
+        """As `CostModel.spread_s`: kernels' errors are independent, those of one kernel's calls the same."""
+        del overhead_s
+        apart = np.asarray(counts) * self.latencies_s(kernels) * self.deviations(kernels)
+        return float(np.sqrt((apart**2).sum()))
+
     def _predicted_s(self, kernels: Sequence[Kernel], missing: float | None = None) -> Array:
         seconds = np.empty(len(kernels))
         for name, members in _members(kernels, self._core.machine).items():

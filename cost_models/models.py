@@ -38,6 +38,12 @@ class CostModel(Protocol):
     def deviations(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
         """Standard deviation of each kernel's seconds as a share of them; nan where nobody knows."""
 
+    def spread_s(self, kernels: Sequence[Kernel], counts: Sequence[int], overhead_s: float = 0.0) -> float:
+        """Standard deviation of the seconds of kernels in a row, each run so often; nan where nobody knows.
+
+        `overhead_s` is what their program takes beside them.
+        """
+
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """How the seconds of each kernel were obtained."""
 
@@ -55,6 +61,11 @@ def plain_model(name: str, profile: Profile) -> CostModel:
         name = "learned" if profile.runtime == TVM and profile.kernels_csv.is_file() else "roofline"
     if name not in COST_MODELS:
         raise unknown("cost model", name, [*COST_MODELS, "auto"])
+    if name == "learned" and profile.runtime != TVM:
+        raise CostError(
+            f"the learned model is of kernels compiled by TVM, not of {profile.runtime}: choose the cost model auto for "
+            f"{profile.called}"
+        )
     return COST_MODELS[name](profile)
 
 

@@ -5,6 +5,7 @@ S. Williams, A. Waterman, D. Patterson, doi:10.1145/1498765.1498785. A lower bou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,6 +66,11 @@ class RooflineModel:
     def deviations(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
         """As `CostModel.deviations`: a bound has none."""
         return np.full(len(kernels), np.nan)
+
+    def spread_s(self, kernels: Sequence[Kernel], counts: Sequence[int], overhead_s: float = 0.0) -> float:
+        """As `CostModel.spread_s`: a bound has none."""
+        del kernels, counts, overhead_s
+        return math.nan
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """As `CostModel.bases`."""

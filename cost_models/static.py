@@ -22,9 +22,9 @@ from hardware_profiles import Profile
 from hardware_profiles.cores import core_type
 from search_spaces import Kernel
 
-#: Bytes that pass between two uses of a weight in a whole model, at least.
+#: Bytes that pass between two uses of a weight in a whole model, at least (assumed: more than second caches hold).
 _BETWEEN_USES_BYTES = 5 * 2**20
-#: Cycles of a workspace taken from and given back to TVM's pool (or of a copied block), a call.
+#: Cycles of a workspace taken from and given back to TVM's pool (or of a copied block), a call (assumed).
 _WORKSPACE_CYCLES = 60.0
 
 

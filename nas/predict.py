@@ -54,16 +54,14 @@ def predict(config: VLMConfig, workload: Workload, profile: Profile, model_name:
             }
             for (kernel, count, seconds, basis), share in zip(priced, shares, strict=True)
         ]
-        # errors of different kernels are taken to be independent, those of one kernel's calls to be the same
-        spread = math.hypot(
-            *(count * seconds * share for (_, count, seconds, _), share in zip(priced, shares, strict=True))
-        )
         whole_s = phases_s(cost)[phase.value]
-        overhead_s = whole_s - sum(count * seconds for _, count, seconds, _ in priced)
+        overhead_s = max(whole_s - sum(count * seconds for _, count, seconds, _ in priced), 0.0)
+        run, counts = zip(*((kernel, count) for kernel, count, *_ in priced), strict=True)
+        spread = pricer.model.spread_s(run, counts, overhead_s)
         phases[phase.value] = {
             "latency_s": whole_s,
             "deviation_s": spread if math.isfinite(spread) else None,
-            "overhead_s": max(overhead_s, 0.0),
+            "overhead_s": overhead_s,
             "kernels": kernels,
         }
     fits = cost.memory.peak_bytes <= profile.usable_memory_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -163,10 +164,23 @@ def test_a_stored_correction_is_used_and_deleted_to_go_back(board: Profile) -> N
     np.testing.assert_allclose(cost_model("auto", board).latencies_s(kernels), base.latencies_s(kernels))
 
 
+def test_the_interval_of_a_phase_holds_what_its_kernels_share(board: Profile) -> None:
+    base, held = plain_model("auto", board), []
+    config = SPACES["tiny"].decode(SPACES["tiny"].sample(random.Random(1)))
+    kernels, counts = zip(*config.kernels(Phase.VISION, WORKLOAD), strict=True)
+    truth = float(base.latencies_s(kernels) * [true_factor(kernel) for kernel in kernels] @ np.array(counts))
+    for seed in range(20):
+        model, _ = CorrectedModel.fit(base, timed(board, 6, seed, noise=0.2))
+        spread = model.spread_s(kernels, counts)
+        apart = np.array(counts) * model.latencies_s(kernels) * model.deviations(kernels)
+        assert spread > np.linalg.norm(apart)  # as if every kernel's error were its own
+        assert spread <= apart.sum() * (1 + 1e-9)
+        held.append(abs(float(model.latencies_s(kernels) @ np.array(counts)) - truth) <= 2 * spread)
+    assert sum(held) >= 16
+
+
 def test_whole_models_correct_kernels(board: Profile) -> None:
     base, space, rng = plain_model("auto", board), SPACES["tiny"], np.random.default_rng(0)
-    import random
-
     draws, observations = random.Random(0), []
     for _ in range(12):
         config = space.decode(space.sample(draws))

@@ -63,8 +63,8 @@ def plain_model(name: str, profile: Profile) -> CostModel:
         raise unknown("cost model", name, [*COST_MODELS, "auto"])
     if name == "learned" and profile.runtime != TVM:
         raise CostError(
-            f"the learned model is of kernels compiled by TVM, not of {profile.runtime}: choose the cost model auto for "
-            f"{profile.called}"
+            f"the learned model is of kernels compiled by TVM, not of {profile.runtime}: choose the cost model auto "
+            f"for {profile.called}"
         )
     return COST_MODELS[name](profile)
 

@@ -24,6 +24,7 @@ from nas.proxies.trained import evaluate, train_candidate
 from nas.proxies.weights import load_weights, save_weights
 from nas.search import Progress
 from search_spaces import Precision, VLMConfig, unknown
+from search_spaces.vision import of_patches
 
 #: Feed-forward widths are kept at a multiple of this: half a vector register of most devices, one of the smallest.
 MULTIPLE = 4
@@ -33,7 +34,8 @@ def smaller(config: VLMConfig, keep: float, precision: Precision) -> VLMConfig:
     """The config with a share of its feed-forward channels, in a precision."""
     if not 0 < keep <= 1:
         raise NasError(f"keep must be above 0 and at most 1, but is {keep:g}")
-    vision = dataclasses.replace(config.vision, feed_forward=_share(config.vision.feed_forward, keep))
+    patched = of_patches(config.vision)
+    vision = dataclasses.replace(patched, feed_forward=_share(patched.feed_forward, keep))
     language = dataclasses.replace(config.language, feed_forward=_share(config.language.feed_forward, keep))
     return dataclasses.replace(config, vision=vision, language=language, precision=precision)
 

@@ -7,19 +7,22 @@ import hashlib
 import json
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from search_spaces.encoders import ENCODERS
 from search_spaces.errors import ConfigError, unknown
-from search_spaces.kernels import Kernel, Phase, Precision, Workload
+from search_spaces.kernels import Kernel, KernelKind, Phase, Precision, Workload
 from search_spaces.language import LanguageConfig
 from search_spaces.projectors import PROJECTORS, Projector
-from search_spaces.vision import ENCODERS, KernelGroup, VisionConfig
+from search_spaces.vision import ImageEncoder, KernelGroup, VisionTransformer
 
 if TYPE_CHECKING:
     from search_spaces.network import VisionLanguageModel
 
 _T = TypeVar("_T")
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 #: Version of the JSON form; a config of another version is refused.
 CONFIG_VERSION = 1
@@ -32,26 +35,74 @@ def _projector_kernels(
     return tuple(projector.kernels(grid, vision_width, width, precision))
 
 
+class Placement(StrEnum):
+    """What of a request runs on the device; the rest runs in the cloud."""
+
+    DEVICE = "device"
+    ENCODER = "encoder"
+    PROJECTOR = "projector"
+    CLOUD = "cloud"
+
+    @property
+    def on_device(self) -> tuple[Phase, ...]:
+        """The phases that run on the device."""
+        return {
+            Placement.DEVICE: tuple(Phase),
+            Placement.ENCODER: (Phase.VISION,),
+            Placement.PROJECTOR: (Phase.VISION, Phase.PROJECTOR),
+            Placement.CLOUD: (),
+        }[self]
+
+
 @dataclass(frozen=True, slots=True)
 class VLMConfig:
-    """Image encoder, projector and decoder of one model, and the precision of its weights."""
+    """Image encoder, projector and decoder of one model, and how they are stored and run.
 
-    vision: VisionConfig
+    `precision` is that of the weights; encoder, projector and KV cache may have one of their own. `tiles`: pictures
+    that an image is cut into and shown as, an overview included. `soft_tokens`: learned rows before every prompt.
+    """
+
+    vision: ImageEncoder
     projector: Projector
     language: LanguageConfig
     precision: Precision = Precision.FP32
+    vision_precision: Precision | None = None
+    projector_precision: Precision | None = None
+    kv_precision: Precision | None = None
+    tiles: int = 1
+    soft_tokens: int = 0
+    placement: Placement = Placement.DEVICE
 
     def __post_init__(self) -> None:
         self.projector.tokens(self.vision.grid)  # raises where the grid does not suit the projector
+        if self.tiles < 1 or self.soft_tokens < 0:
+            raise ConfigError(
+                f"tiles >= 1 and soft_tokens >= 0 must hold, but got tiles={self.tiles}, soft_tokens={self.soft_tokens}"
+            )
+        levels, vit = self.projector.levels, self.vision
+        if levels > 1 and not (isinstance(vit, VisionTransformer) and vit.depth - vit.skipped >= levels):
+            raise ConfigError(f"{self.projector.kind} reads {levels} blocks of a vit, but got {vit}")
+        if self.kv_precision is Precision.W8A8:
+            raise ConfigError("a KV cache is kept in fp32, fp16, int8 or int4, but got w8a8")
 
     @property
     def image_tokens(self) -> int:
         """Tokens that one image adds to the prompt."""
-        return self.projector.tokens(self.vision.grid)
+        return self.projector.tokens(self.vision.grid) * self._projected
+
+    @property
+    def _projected(self) -> int:
+        """How often the projector runs for an image."""
+        return 1 if self.projector.joins_tiles else self.tiles
+
+    def precision_of(self, phase: Phase) -> Precision:
+        """The precision of the weights that a phase reads."""
+        own = {Phase.VISION: self.vision_precision, Phase.PROJECTOR: self.projector_precision}.get(phase)
+        return own or self.precision
 
     def prompt_length(self, workload: Workload) -> int:
-        """Rows of a prefill: image tokens and text."""
-        return workload.images * self.image_tokens + workload.prompt_tokens
+        """Rows of a prefill: learned ones, image tokens and text."""
+        return self.soft_tokens + workload.images * self.image_tokens + workload.prompt_tokens
 
     def context(self, workload: Workload) -> int:
         """Rows of the KV cache: prompt and generated tokens; every decode step attends to all of them."""
@@ -59,25 +110,34 @@ class VLMConfig:
 
     def groups(self, phase: Phase, workload: Workload) -> tuple[KernelGroup, ...]:
         """Kernels of one phase in groups that recur from config to config; the decode phase is one token."""
+        precision, cached = self.precision_of(phase), self.kv_precision
         if phase is Phase.PREFILL:
             rows = self.prompt_length(workload)
-            return tuple(self.language.groups(rows, rows, workload.prompt_tokens, self.precision))
+            return tuple(self.language.groups(rows, rows, workload.prompt_tokens, precision, cached))
         if phase is Phase.DECODE:
-            return tuple(self.language.groups(1, self.context(workload), 1, self.precision))
-        images = workload.images
+            return tuple(self.language.groups(1, self.context(workload), 1, precision, cached))
         if phase is Phase.VISION:
-            return tuple((group, count * images) for group, count in self.vision.groups(self.precision))
+            tiles = workload.images * self.tiles
+            return tuple((group, count * tiles) for group, count in self.vision.groups(precision))
         widths = (self.vision.width, self.language.width)
-        return ((_projector_kernels(self.projector, self.vision.grid, *widths, self.precision), images),)
+        kernels = _projector_kernels(self.projector, self.vision.grid, *widths, precision)
+        return ((kernels, workload.images * self._projected),)
 
     def keys(self, workload: Workload) -> tuple[Hashable, Hashable, Hashable]:
         """What the kernels and parameters of vision, projector and language hang on: equal keys, equal kernels."""
         vision, language, precision = self.vision, self.language, self.precision
-        rows = workload.images * self.image_tokens
+        rows = self.soft_tokens + workload.images * self.image_tokens
         return (
-            (vision, precision),
-            (self.projector, vision.grid, vision.width, language.width, precision),
-            (language, rows, precision),
+            (vision, self.vision_precision or precision, self.tiles),
+            (
+                self.projector,
+                vision.grid,
+                vision.width,
+                language.width,
+                self.projector_precision or precision,
+                self.tiles,
+            ),
+            (language, rows, precision, self.kv_precision),
         )
 
     def kernels(self, phase: Phase, workload: Workload) -> Iterator[tuple[Kernel, int]]:
@@ -94,31 +154,65 @@ class VLMConfig:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters."""
-        return sum(self.component_parameters.values())
+        """Number of parameters, learned rows of the prompt included."""
+        return sum(self.component_parameters.values()) + self.soft_tokens * self.language.width
+
+    @property
+    def component_weight_bytes(self) -> dict[str, float]:
+        """Bytes of the weights of vision, projector and language that a request needs, scales of groups included.
+
+        Matrices are stored at their component's precision, all else at that of its activations.
+        """
+        one = Workload(prompt_tokens=1, new_tokens=1)
+        idle = {"vision": self.vision.idle_parameters}
+        sizes = {}
+        for (name, count), phase in zip(
+            self.component_parameters.items(), (Phase.VISION, Phase.PROJECTOR, Phase.DECODE), strict=True
+        ):
+            precision, repeated = self.precision_of(phase), {Phase.VISION: self.tiles, Phase.PROJECTOR: self._projected}
+            rest, total = count - idle.get(name, 0), 0.0
+            for kernel, times in self.kernels(phase, one):
+                if kernel.kind in (KernelKind.LINEAR, KernelKind.CONV, KernelKind.DEPTHWISE_CONV):
+                    times //= repeated.get(phase, 1)
+                    total += times * precision.matrix_bytes(kernel.n, kernel.k)
+                    rest -= times * kernel.n * kernel.k
+            if phase is Phase.DECODE and self.language.untied:
+                total += precision.matrix_bytes(self.language.vocabulary, self.language.width)
+                rest -= self.language.vocabulary * self.language.width
+            sizes[name] = total + rest * precision.activation_bytes
+        return sizes
 
     @property
     def weight_bytes(self) -> float:
-        """Bytes of all weights at their precision."""
-        return self.parameters * self.precision.bytes
+        """Sum of `component_weight_bytes` and the learned rows of the prompt."""
+        soft = self.soft_tokens * self.language.width * self.precision.activation_bytes
+        return soft + sum(self.component_weight_bytes.values())
 
     def kv_cache_bytes(self, workload: Workload) -> float:
-        """Bytes of the KV cache at the end of a request."""
-        return self.language.kv_cache_values(self.context(workload)) * self.precision.activation_bytes
+        """Bytes of the KV cache at the end of a request, with scales where it is quantised."""
+        values, width = self.language.kv_cache_values(self.context(workload)), self.language.head_width
+        if self.kv_precision is None:
+            return values * self.precision.activation_bytes
+        return self.kv_precision.matrix_bytes(values // width, width)
 
     def with_vocabulary(self, vocabulary: int) -> VLMConfig:
         """The same model over another vocabulary."""
         return dataclasses.replace(self, language=dataclasses.replace(self.language, vocabulary=vocabulary))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `from_dict` inverts it."""
-        return {
+        """JSON form; `from_dict` inverts it. What has its default is left out, so that ids outlast new fields."""
+        told = {
             "version": CONFIG_VERSION,
-            "vision": {"family": self.vision.family, **dataclasses.asdict(self.vision)},
-            "projector": {"kind": self.projector.kind, **dataclasses.asdict(self.projector)},
-            "language": dataclasses.asdict(self.language),
+            "vision": {"family": self.vision.family, **_told(self.vision)},
+            "projector": {"kind": self.projector.kind, **_told(self.projector)},
+            "language": _told(self.language),
             "precision": self.precision.value,
         }
+        for name in _OPTIONAL:
+            value = getattr(self, name)
+            if value != _DEFAULTS[name]:
+                told[name] = getattr(value, "value", value)
+        return told
 
     @classmethod
     def from_dict(cls, data: object) -> VLMConfig:
@@ -130,18 +224,26 @@ class VLMConfig:
                 f"config has version {version!r}, but this release reads version {CONFIG_VERSION}; "
                 "export it again with the release that wrote it"
             )
-        _known(fields, ("version", "vision", "projector", "language", "precision"), "config")
+        _known(fields, ("version", "vision", "projector", "language", "precision"), "config", _OPTIONAL)
         vision = dict(_mapping(fields["vision"], "vision"))
         projector = dict(_mapping(fields["projector"], "projector"))
-        try:
-            precision = Precision(fields["precision"])
-        except ValueError:
-            raise unknown("precision", fields["precision"], [p.value for p in Precision]) from None
+        more: dict[str, Any] = {}
+        for name in _OPTIONAL:
+            if name in fields and fields[name] is not None:
+                value = fields[name]
+                if name.endswith("precision"):
+                    value = _choice(Precision, "precision", value)
+                elif name == "placement":
+                    value = _choice(Placement, "placement", value)
+                elif not isinstance(value, int) or isinstance(value, bool):
+                    raise ConfigError(f"{name} must be a whole number, but got {value!r}")
+                more[name] = value
         return cls(
             vision=_read(_member(ENCODERS, "encoder family", vision.pop("family", None)), vision, "vision"),
             projector=_read(_member(PROJECTORS, "projector", projector.pop("kind", None)), projector, "projector"),
             language=_read(LanguageConfig, _mapping(fields["language"], "language"), "language"),
-            precision=precision,
+            precision=_choice(Precision, "precision", fields["precision"]),
+            **more,
         )
 
     @property
@@ -157,6 +259,26 @@ class VLMConfig:
         return VisionLanguageModel(self)
 
 
+_OPTIONAL = (
+    "vision_precision",
+    "projector_precision",
+    "kv_precision",
+    "tiles",
+    "soft_tokens",
+    "placement",
+)
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(VLMConfig)}
+
+
+def _told(part: Any) -> dict[str, Any]:
+    """Fields of a part that have no default, another value than it, or are always told."""
+    return {
+        field.name: getattr(part, field.name)
+        for field in dataclasses.fields(part)
+        if getattr(part, field.name) != field.default or field.metadata.get("told")
+    }
+
+
 def _mapping(data: object, where: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} must be a mapping, but got {type(data).__name__}")
@@ -169,19 +291,46 @@ def _member(registry: Mapping[str, _T], kind: str, name: object) -> _T:
     return registry[name]
 
 
-def _known(data: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
+def _choice(kind: type[_Choice], what: str, value: object) -> _Choice:
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise unknown(what, value, [one.value for one in kind]) from None
+
+
+def _known(data: Mapping[str, Any], names: tuple[str, ...], where: str, optional: tuple[str, ...] = ()) -> None:
     for key in data:
-        if key not in names:
-            raise unknown(f"key in {where}", key, names)
+        if key not in names and key not in optional:
+            raise unknown(f"key in {where}", key, (*names, *optional))
     missing = [name for name in names if name not in data]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
 
 
+#: Types of fields as they are written, with how each is told.
+_KINDS: dict[str, tuple[type, str]] = {
+    "int": (int, "a whole number"),
+    "str": (str, "a name"),
+    "bool": (bool, "true or false"),
+    "tuple[int, ...]": (tuple, "a list of whole numbers"),
+}
+
+
 def _read(cls: type[_T], data: Mapping[str, Any], where: str) -> _T:
-    names = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-    _known(data, names, where)
-    for name in names:
-        if not isinstance(data[name], int) or isinstance(data[name], bool):
-            raise ConfigError(f"{where}.{name} must be a whole number, but got {data[name]!r}")
-    return cls(**data)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    required = tuple(field.name for field in fields if field.default is dataclasses.MISSING)
+    _known(data, required, where, tuple(field.name for field in fields if field.name not in required))
+    values = {}
+    for field in fields:
+        if field.name in data:
+            kind, told = _KINDS[str(field.type)]
+            value = data[field.name]
+            if kind is tuple and isinstance(value, list | tuple):
+                value = tuple(value)
+            right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if kind is tuple and right:
+                right = all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+            if not right:
+                raise ConfigError(f"{where}.{field.name} must be {told}, but got {data[field.name]!r}")
+            values[field.name] = value
+    return cls(**values)

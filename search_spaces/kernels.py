@@ -19,8 +19,9 @@ operations fused behind it (`epilogue`). All sizes are per single request (batch
 `rope` also splits the heads, `transpose` copies (m, batch, n) to (batch, m, n), `concat` joins rows, `cache_write` puts
 one row into a KV cache of m rows (`rope_cache_write` turns it first); the epilogue `mask` adds one row to all rows.
 `scores` reads K as stored, (batch, n, k); grouped-query attention stacks the queries of a group in m, so that the bytes
-of K and V are counted once. Convolutions are square, with padding window // 2 where stride is smaller than the window
-and none where both are equal (a patch embedding).
+of K and V are counted once. Their `op` is the precision in which a cache holds K and V, if it is not the activations'.
+Convolutions are square, with padding window // 2 where stride is smaller than the window and none where both are equal
+(a patch embedding).
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ MATRIX_KINDS = frozenset(
 
 #: Variants a kind may carry in `op`, with the arithmetic operations per output element (exp, rsqrt, tanh = 1).
 OPS_PER_ELEMENT: dict[KernelKind, dict[str, int]] = {
+    KernelKind.SCORES: {"": 0, "fp16": 0, "int8": 0, "int4": 0},
+    KernelKind.VALUES: {"": 0, "fp16": 0, "int8": 0, "int4": 0},
     KernelKind.NORM: {"layer_norm": 7, "rms_norm": 4},
     KernelKind.SOFTMAX: {"softmax": 4, "causal_softmax": 5},
     KernelKind.POOLING: {"average": 1},
@@ -266,6 +269,9 @@ class Kernel:
         size = self.precision.activation_bytes
         if self.kind is KernelKind.LINEAR and self.precision is Precision.W8A8:
             read = self.inputs + self.m * size  # bytes, and a scale for each row
+        elif self.kind in (KernelKind.SCORES, KernelKind.VALUES) and self.op:
+            rows, width = (self.n, self.k) if self.kind is KernelKind.SCORES else (self.k, self.n)
+            read = self.batch * (self.m * self.k * size + Precision(self.op).matrix_bytes(rows, width))
         else:
             read = self.inputs * size
         return read + self.outputs * (1 + fused_reads) * size

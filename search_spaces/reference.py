@@ -1,173 +1,181 @@
-"""Published image encoders and decoders by name, at full size: what they are made of, and their kernels.
+"""Published image encoders and decoders by name, at full size.
 
-Dimensions are rows of data/decoders.csv and data/encoders.csv, each with its source.
+Rows of data/encoders.csv and data/decoders.csv, each with its source.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from search_spaces.errors import unknown
-from search_spaces.kernels import Kernel, KernelKind, Precision
-from search_spaces.language import decoder_block, embedding_and_logits
-from search_spaces.vision import attention_block
+from search_spaces.encoders import ENCODERS
+from search_spaces.errors import ConfigError, unknown
+from search_spaces.kernels import Kernel, Precision
+from search_spaces.language import LanguageConfig
+from search_spaces.vision import ImageEncoder, VisionTransformer
 
 _DATA = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceDecoder:
-    """A published decoder; heads of `head_width` need not add up to `width`, `gated` has three matrices instead of two.
-
-    `norm` is rms, or ln with a bias; the embedding is counted twice where it is not `tied`.
-    """
+    """A published decoder, and where its dimensions stand."""
 
     name: str
-    width: int
-    depth: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    feed_forward: int
-    gated: bool
-    vocabulary: int
-    tied: bool
-    qkv_bias: bool
-    norm: str
-    qk_norm: bool
+    config: LanguageConfig
     source: str
     basis: str
 
     @property
     def dimensions(self) -> tuple[int, ...]:
         """What latency hangs on: decoders with equal ones are the same model to a device."""
+        config = self.config
         return (
-            self.width,
-            self.depth,
-            self.heads,
-            self.kv_heads,
-            self.head_width,
-            self.feed_forward,
-            int(self.gated),
-            self.vocabulary,
+            config.width,
+            config.depth,
+            config.heads,
+            config.kv_heads,
+            config.head_width,
+            config.feed_forward,
+            int(config.style.gated),
+            config.vocabulary,
         )
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, within 0.1 %: biases beside those of Q, K and V, and further norms, are left out."""
-        inner, kv = self.heads * self.head_width, self.kv_heads * self.head_width
-        attention = self.width * (inner + 2 * kv) + inner * self.width + (inner + 2 * kv if self.qkv_bias else 0)
-        norms = (2 if self.norm == "ln" else 1) * 2 * self.width + (2 * self.head_width if self.qk_norm else 0)
-        block = attention + (3 if self.gated else 2) * self.width * self.feed_forward + norms
-        embeddings = self.vocabulary * self.width * (1 if self.tied else 2)
-        return embeddings + self.depth * block + self.width
+        """Number of parameters."""
+        return self.config.parameters
 
     def kernels(self, tokens: int, keys: int, precision: Precision) -> Iterator[tuple[Kernel, int]]:
         """Kernels, with their counts, for `tokens` new rows of text over `keys` rows in all."""
-        for kernel in embedding_and_logits(tokens, tokens, self.width, self.vocabulary, precision):
-            yield kernel, 1
-        group = self.heads // self.kv_heads
-        for kernel in decoder_block(
-            tokens,
-            keys,
-            self.kv_heads,
-            group,
-            self.head_width,
-            self.feed_forward,
-            precision,
-            self.width,
-            self.gated,
-        ):
-            yield kernel, self.depth
+        for group, count in self.config.groups(tokens, keys, tokens, precision):
+            for kernel in group:
+                yield kernel, count
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceEncoder:
-    """A published vision transformer; `prefix_tokens` (a class token, registers) run beside those of the patches."""
+    """A published image encoder, and where its dimensions stand."""
 
     name: str
-    width: int
-    depth: int
-    heads: int
-    feed_forward: int
-    gated: bool
-    patch_px: int
-    image_px: int
-    prefix_tokens: int
+    config: ImageEncoder
     source: str
     basis: str
 
     @property
-    def dimensions(self) -> tuple[int, ...]:
+    def dimensions(self) -> tuple[object, ...]:
         """What latency hangs on: encoders with equal ones are the same model to a device."""
-        return (self.width, self.depth, self.heads, self.feed_forward, self.patch_px, self.image_px)
+        config = self.config
+        if isinstance(config, VisionTransformer):
+            size = (config.width, config.depth, config.heads, config.feed_forward)
+            return (*size, config.patch_px, config.image_px)
+        return (repr(config),)
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of a plain one (SigLIP, CLIP), within 0.1 %: biases everywhere, no pooling head."""
-        patches = (self.image_px // self.patch_px) ** 2
-        stem = self.width * (3 * self.patch_px**2 + 1 + patches + 2 * self.prefix_tokens)  # prefixes have positions
-        feed_forward = (3 if self.gated else 2) * self.width * self.feed_forward + self.feed_forward + self.width
-        block = 4 * self.width**2 + 4 * self.width + feed_forward + 4 * self.width
-        return stem + self.depth * block + 2 * self.width
+        """Number of parameters, as its authors store it."""
+        return self.config.stored_parameters
+
+    def at(self, image_px: int | None) -> ImageEncoder:
+        """The encoder for images of another size."""
+        return resized(self.config, image_px) if image_px else self.config
 
     def kernels(self, image_px: int | None, precision: Precision) -> Iterator[tuple[Kernel, int]]:
         """Kernels, with their counts, for one image of `image_px`, by default as large as it was trained for."""
-        patches = ((image_px or self.image_px) // self.patch_px) ** 2
-        tokens = patches + self.prefix_tokens
-        patch, seen = self.patch_px, 3 * self.patch_px**2
-        epilogue = ("bias", "positions")
-        yield (
-            Kernel(
-                KernelKind.CONV,
-                patches,
-                self.width,
-                seen,
-                window=patch,
-                stride=patch,
-                epilogue=epilogue,
-                precision=precision,
-            ),
-            1,
-        )
-        yield Kernel(KernelKind.NORM, tokens, self.width, op="layer_norm", precision=precision), 1
-        head_width = self.width // self.heads
-        for kernel in attention_block(tokens, self.heads, head_width, self.feed_forward, precision, self.gated):
-            yield kernel, self.depth
+        for group, count in self.at(image_px).groups(precision):
+            for kernel in group:
+                yield kernel, count
 
 
-_T = TypeVar("_T", ReferenceDecoder, ReferenceEncoder)
+def resized(encoder: ImageEncoder, image_px: int) -> ImageEncoder:
+    """The encoder for images of another size: patches stay as large as they are."""
+    if isinstance(encoder, VisionTransformer):
+        return dataclasses.replace(encoder, image_px=image_px, grid=image_px // encoder.patch_px)
+    return dataclasses.replace(encoder, image_px=image_px)  # type: ignore[type-var]
+
+
+_T = TypeVar("_T")
 
 
 @cache
 def reference_decoders() -> Mapping[str, ReferenceDecoder]:
     """Every decoder by name."""
-    return _read("decoders.csv", ReferenceDecoder)
+    found = {}
+    for row in rows_of("decoders.csv"):
+        size = {key: int(row[key]) for key in _DECODER_SIZES}
+        heads, inner = int(row["heads"]), int(row["heads"]) * size["head_width"]
+        config = LanguageConfig(
+            **size,
+            queries_per_kv_head=heads // size["kv_heads"],
+            token_width=0 if int(row["width"]) == inner else int(row["width"]),
+            untied=row["tied"] == "no",
+            family=row["family"],
+        )
+        found[row["name"]] = ReferenceDecoder(row["name"], config, row["source"], row["basis"])
+    return found
+
+
+_DECODER_SIZES = (
+    "depth",
+    "kv_heads",
+    "head_width",
+    "feed_forward",
+    "vocabulary",
+    "window",
+    "global_every",
+    "first_heads",
+    "first_feed_forward",
+)
 
 
 @cache
 def reference_encoders() -> Mapping[str, ReferenceEncoder]:
     """Every encoder by name."""
-    return _read("encoders.csv", ReferenceEncoder)
+    found = {}
+    for row in rows_of("encoders.csv"):
+        sizes = settings(row["settings"])
+        sizes["image_px"] = int(row["image_px"])
+        if row["family"] == "vit":
+            patch, width, heads = int(row["patch_px"]), int(row["width"]), int(row["heads"])
+            sizes |= {"grid": int(row["image_px"]) // patch, "heads": heads, "head_width": width // heads}
+            sizes |= {"depth": int(row["depth"]), "feed_forward": int(row["feed_forward"])}
+        config = ENCODERS[row["family"]](**sizes)
+        found[row["name"]] = ReferenceEncoder(row["name"], config, row["source"], row["basis"])
+    return found
+
+
+def settings(text: str) -> dict[str, int | str | tuple[int, ...]]:
+    """Fields of a config from `name=value;...`: whole numbers, lists of them with dashes, or names."""
+    found: dict[str, int | str | tuple[int, ...]] = {}
+    for part in filter(None, text.split(";")):
+        name, _, value = part.partition("=")
+        if value.isdigit():
+            found[name] = int(value)
+        elif re.fullmatch(r"\d+(-\d+)+", value):
+            found[name] = tuple(map(int, value.split("-")))
+        else:
+            found[name] = value
+    return found
 
 
 def reference_decoder(name: str) -> ReferenceDecoder:
     """The decoder of that name, however it is spelt (case, points, dashes); an unknown one raises ConfigError."""
-    return _named("decoder", name, reference_decoders())
+    return named("decoder", name, reference_decoders())
 
 
 def reference_encoder(name: str) -> ReferenceEncoder:
     """As `reference_decoder`."""
-    return _named("encoder", name, reference_encoders())
+    return named("encoder", name, reference_encoders())
 
 
-def _named(kind: str, name: str, known: Mapping[str, _T]) -> _T:
+def named(kind: str, name: str, known: Mapping[str, _T]) -> _T:
+    """What is known by a name, however it is spelt; raises ConfigError with the nearest name."""
     spelt = {_plain(each): each for each in known}
     if _plain(name) not in spelt:
         raise unknown(kind, name, known)
@@ -178,13 +186,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _read(file: str, kind: Callable[..., _T]) -> dict[str, _T]:
+def rows_of(file: str) -> list[dict[str, str]]:
+    """Rows of a table of data/."""
     with (_DATA / file).open(encoding="utf-8", newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    return {row["name"]: kind(**{key: _value(key, text) for key, text in row.items()}) for row in rows}
-
-
-def _value(key: str, text: str) -> str | int | bool:
-    if key in ("name", "norm", "source", "basis"):
-        return text
-    return {"yes": True, "no": False}[text] if text in ("yes", "no") else int(text)
+        found = list(csv.DictReader(opened))
+    if any(None in row or None in row.values() for row in found):
+        raise ConfigError(f"{file}: a row has not as many cells as the header")
+    return found

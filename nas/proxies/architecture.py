@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from search_spaces import PROJECTORS, Phase, VLMConfig, Workload
+from search_spaces import Phase, VLMConfig, Workload
+from search_spaces.spaces.tiny import TINY
+from search_spaces.vision import of_patches
 
 #: The request whose operations are counted: a short question, an answer of a word, and its end.
 _WORKLOAD = Workload(images=1, prompt_tokens=8, new_tokens=2)
@@ -33,8 +35,8 @@ def flops(config: VLMConfig) -> dict[str, float]:
 
 def described(config: VLMConfig) -> dict[str, float]:
     """Sizes by name (widths, tokens and pixels as log2), and a one for the projector's kind and a depthwise encoder."""
-    vision, language = config.vision, config.language
-    kinds = {f"projector_{kind}": float(config.projector.kind == kind) for kind in PROJECTORS}
+    vision, language = of_patches(config.vision), config.language
+    kinds = {f"projector_{kind}": float(config.projector.kind == kind) for kind in TINY.choices["projector"]}
     return {
         "image_px": math.log2(vision.image_px),
         "patch_px": math.log2(vision.patch_px),

@@ -1,11 +1,13 @@
-"""What a checkpoint's config says, in the terms of `search_spaces.reference`, and which published models it is."""
+"""What a checkpoint's config says, in the terms of `search_spaces.reference`."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
 from nas.proxies.data import DataError
-from search_spaces.reference import ReferenceDecoder, ReferenceEncoder, reference_decoders, reference_encoders
+from search_spaces import LanguageConfig
+from search_spaces.reference import ReferenceDecoder, ReferenceEncoder
+from search_spaces.vision import VisionTransformer
 
 _T = TypeVar("_T", ReferenceDecoder, ReferenceEncoder)
 
@@ -15,51 +17,36 @@ PARAMETER_TOLERANCE = 0.01
 
 def decoder_facts(config: Any, name: str) -> ReferenceDecoder:
     """The decoder that transformers' LlamaConfig or Qwen2Config describes; `name` is its source too."""
-    heads = config.num_attention_heads
-    return ReferenceDecoder(
-        name=name,
-        width=config.hidden_size,
+    heads, width = config.num_attention_heads, config.hidden_size
+    head_width = getattr(config, "head_dim", None) or width // heads
+    # Qwen2's code has biases of Q, K and V without a field for them
+    biased = config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False))
+    described = LanguageConfig(
         depth=config.num_hidden_layers,
-        heads=heads,
         kv_heads=config.num_key_value_heads,
-        head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        queries_per_kv_head=heads // config.num_key_value_heads,
+        head_width=head_width,
         feed_forward=config.intermediate_size,
-        gated=True,
         vocabulary=config.vocab_size,
-        tied=config.tie_word_embeddings,
-        # Qwen2's code has these biases without a field for them.
-        qkv_bias=config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False)),
-        norm="rms",
-        qk_norm=False,
-        source=name,
-        basis="datasheet",
+        family="qwen2" if biased else "llama",
+        token_width=0 if heads * head_width == width else width,
+        untied=not config.tie_word_embeddings,
     )
+    return ReferenceDecoder(name=name, config=described, source=name, basis="datasheet")
 
 
 def encoder_facts(config: Any, prefix_tokens: int, name: str) -> ReferenceEncoder:
     """The encoder that transformers' SiglipVisionConfig or CLIPVisionConfig describes; `name` is its source too."""
-    return ReferenceEncoder(
-        name=name,
-        width=config.hidden_size,
+    described = VisionTransformer(
+        image_px=config.image_size,
+        grid=config.image_size // config.patch_size,
         depth=config.num_hidden_layers,
         heads=config.num_attention_heads,
+        head_width=config.hidden_size // config.num_attention_heads,
         feed_forward=config.intermediate_size,
-        gated=False,
-        patch_px=config.patch_size,
-        image_px=config.image_size,
-        prefix_tokens=prefix_tokens,
-        source=name,
-        basis="datasheet",
+        style="clip" if prefix_tokens else "plain",
     )
-
-
-def published_as(facts: ReferenceDecoder | ReferenceEncoder) -> tuple[str, ...]:
-    """The published models that `facts` describes: names with equal dimensions (and equal prefix tokens, or tie)."""
-    if isinstance(facts, ReferenceDecoder):
-        alike = (facts.dimensions, facts.tied, facts.qkv_bias)
-        return tuple(n for n, r in reference_decoders().items() if (r.dimensions, r.tied, r.qkv_bias) == alike)
-    same = (facts.dimensions, facts.prefix_tokens)
-    return tuple(n for n, r in reference_encoders().items() if (r.dimensions, r.prefix_tokens) == same)
+    return ReferenceEncoder(name=name, config=described, source=name, basis="datasheet")
 
 
 def check_parameters(facts: _T, counted: int) -> _T:

@@ -94,6 +94,8 @@ class PretrainedVLM(nn.Module):
         if projector not in PROJECTORS:
             raise unknown("projector", projector, PROJECTORS)
         kind = PROJECTORS[projector]()
+        if kind.levels > 1 or kind.joins_tiles:
+            raise DataError(f"{projector} needs more than the last tokens of one picture: choose another projector")
         if not 0 <= prompt.find("{image}") < prompt.find("{question}") or prompt.count("{") != 2:
             raise DataError(f"a prompt holds {{image}} and then {{question}}, once each, but got {prompt!r}")
         counted = sum(p.numel() for p in decoder.parameters())

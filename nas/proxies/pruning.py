@@ -22,6 +22,7 @@ from nas.proxies.data import Dataset, Vocabulary
 from nas.proxies.trained import TrainingRecipe, answer_loss, batches, draw_batch, forward
 from search_spaces import VLMConfig, unknown
 from search_spaces.network import VisionLanguageModel
+from search_spaces.vision import of_patches
 
 #: What scores a channel: its weights' sum of magnitudes, their length, their distance from the other channels'
 #: (arXiv:1811.00250), or what the loss would change without them, to first order (arXiv:1906.10771).
@@ -45,7 +46,7 @@ def pruned(
     """
     if importance not in IMPORTANCES:
         raise unknown("importance", importance, IMPORTANCES)
-    widths = {"vision": smaller.vision.feed_forward, "language": smaller.language.feed_forward}
+    widths = {"vision": of_patches(smaller.vision).feed_forward, "language": smaller.language.feed_forward}
     _check(network.config, smaller, widths)
     return cut(network, smaller, _kept(network, widths, importance, data, vocabulary, seed))
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from search_spaces import ConfigError, Point, SearchSpace, Value, VLMConfig
 from search_spaces.network import VisionLanguageModel
 from search_spaces.projectors import Resampler
+from search_spaces.vision import of_patches
 
 #: Side of the filter that patch filters of every size are made from.
 PATCH = 12
@@ -76,7 +77,9 @@ class Supernet(nn.Module):
         for part in ("vision", "language"):
             asked, most = (vars_of(getattr(each, part)) for each in (config, self.widest))
             for name, value in asked.items():
-                if name not in ("image_px", "grid") and value > most.get(name, value):
+                held = most.get(name, value)
+                differs = value > held if type(value) is int else value != held
+                if name not in ("image_px", "grid") and differs:
                     raise ConfigError(
                         f"the supernet of {self.space.name} holds {part}.{name} <= {most[name]}, but got {value}"
                     )
@@ -99,9 +102,9 @@ class Supernet(nn.Module):
     def _arranged(self, shared: Tensor, name: str, config: VLMConfig) -> Tensor:
         """The shared weight with what the config has of it first in each dimension."""
         if name == "vision.patches.weight":
-            return resized(shared, config.vision.patch_px)
+            return resized(shared, of_patches(config.vision).patch_px)
         if name == "projector.linear.weight" and config.projector.kind == "pixel_shuffle":  # (D, 4 * Dv)
-            merged = config.projector.reduction**2
+            merged = config.projector.factor**2
             return shared.view(shared.shape[0], merged, -1)[:, :, : config.vision.width].flatten(1)
         if name.startswith("projector.") and name.split(".")[1] in ("q", "k", "v", "out"):
             return (
@@ -126,8 +129,9 @@ class Supernet(nn.Module):
 
     def _vision_heads(self, shared: Tensor, config: VLMConfig) -> Tensor:
         """Rows (heads * head_width, ...) of the first heads, of each the first channels."""
-        heads, width = config.vision.heads, config.vision.head_width
-        apart = shared.reshape(self.widest.vision.heads, -1, *shared.shape[1:])
+        vision = of_patches(config.vision)
+        heads, width = vision.heads, vision.head_width
+        apart = shared.reshape(of_patches(self.widest.vision).heads, -1, *shared.shape[1:])
         return apart[:heads, :width].flatten(0, 1)
 
     def _decoder_heads(self, shared: Tensor, projection: str, config: VLMConfig) -> Tensor:
@@ -174,7 +178,8 @@ def shared_name(name: str, config: VLMConfig) -> str:
     elif name.startswith("vision."):
         name = name.replace("vision", config.vision.family, 1)
         if found := _BLOCK.fullmatch(f"vision.{name.split('.', 1)[1]}"):
-            at, depthwise = int(found[1]), config.vision.depth - config.vision.attention_depth
+            vision = of_patches(config.vision)
+            at, depthwise = int(found[1]), vision.depth - vision.attention_depth
             kind, index = ("depthwise", at) if at < depthwise else ("attention", at - depthwise)
             name = f"{config.vision.family}.{kind}.{index}.{found[2]}"
     elif name.startswith("projector."):

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary, blind_baseline
 from nas.proxies.muon import Muon
 from nas.proxies.rounding import rounded
-from search_spaces.blocks import rotary
 from search_spaces.config import VLMConfig
+from search_spaces.modules.language import rotary
 from search_spaces.network import VisionLanguageModel
 
 #: Called with step, total steps and loss; whatever it raises ends the training and reaches the caller.
@@ -272,7 +272,7 @@ def text_logits(network: VisionLanguageModel, image_tokens: Tensor, packed: Pack
     seen = (rows[:, None] >= rows) & ((slots == -1) | (slots[:, None] == slots))
     mask = torch.where(seen, 0.0, float("-inf")).repeat(language.queries_per_kv_head, 1)  # (G * (T + L), T + L)
     positions = torch.cat([torch.arange(images, device=device), images + packed.offsets])
-    rope = rotary(positions, language.head_width)
+    rope = rotary(positions, language.head_width, language.style.turned)
     x = torch.cat([image_tokens, decoder.embedding(packed.ids)], dim=1)  # (B, T + L, D)
     for block in decoder.blocks:
         x, _, _ = block(x, rope, mask)

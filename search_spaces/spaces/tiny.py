@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 from search_spaces.config import VLMConfig
+from search_spaces.encoders import ENCODERS
 from search_spaces.language import LanguageConfig
 from search_spaces.projectors import PROJECTORS, Projector
 from search_spaces.space import Point, SearchSpace
-from search_spaces.vision import ENCODERS, VisionConfig
+from search_spaces.vision import ImageEncoder
 
 #: Words of the digit scenes, special tokens included, rounded up; a data set replaces it by its own.
 DEFAULT_VOCABULARY = 64
+#: The supernet holds weights for these.
+_ENCODERS = ("hybrid", "vit")
+_PROJECTORS = ("average_pool", "ldp", "ldpv2", "linear", "mlp", "pixel_shuffle", "resampler")
 
 
 @lru_cache(maxsize=1 << 15)
-def _encoder(family: str, **sizes: int) -> VisionConfig:
+def _encoder(family: str, **sizes: int) -> ImageEncoder:
     return ENCODERS[family](**sizes)  # one object a configuration: a batch compares millions
 
 
 @lru_cache(maxsize=1 << 15)
-def _decoder(**sizes: int) -> LanguageConfig:
+def _decoder(**sizes: Any) -> LanguageConfig:
     return LanguageConfig(**sizes)
 
 
@@ -37,7 +42,7 @@ def _projector(kind: str) -> Projector:
 
 def _decode(point: Point) -> VLMConfig:
     projector = _projector(str(point["projector"]))
-    grid = math.isqrt(int(point["image_tokens"])) * projector.reduction
+    grid = math.isqrt(int(point["image_tokens"])) * projector.factor
     vision_width = int(point["vision_heads"]) * int(point["vision_head_width"])
     heads = int(point["language_kv_heads"]) * int(point["language_queries_per_kv_head"])
     language_width = heads * int(point["language_head_width"])
@@ -66,13 +71,13 @@ def _decode(point: Point) -> VLMConfig:
 TINY = SearchSpace(
     name="tiny",
     choices={
-        "encoder": tuple(sorted(ENCODERS)),
+        "encoder": _ENCODERS,
         "image_px": (24, 48, 72, 96),
         "vision_depth": (1, 2, 3, 4, 5, 6),
         "vision_heads": (1, 2, 3, 4),
         "vision_head_width": (16, 20, 24, 28, 32),
         "vision_expansion": (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
-        "projector": tuple(sorted(PROJECTORS)),
+        "projector": _PROJECTORS,
         "image_tokens": (9, 16, 36),
         "language_depth": (1, 2, 3, 4),
         "language_kv_heads": (1, 2),

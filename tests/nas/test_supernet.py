@@ -24,7 +24,7 @@ from nas.proxies.supernet_training import CHECKPOINT, SupernetRecipe, SupernetTr
 from nas.proxies.trained import TrainingRecipe
 from nas.proxies.weights import MADE_BY, load_supernet, save_supernet
 from search_spaces import SPACES, ConfigError, VLMConfig
-from search_spaces.blocks import rotary
+from search_spaces.modules.language import rotary
 
 TINY, WORDS = SPACES["tiny"], 52
 MADE = dict.fromkeys(MADE_BY, "0")

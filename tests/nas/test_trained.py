@@ -27,9 +27,9 @@ from nas.proxies.trained import (
     turn,
 )
 from nas.proxies.weights import load_weights, save_weights
+from search_spaces import SPACES
 from search_spaces.config import VLMConfig
 from search_spaces.network import VisionLanguageModel
-from search_spaces.projectors import PROJECTORS
 from search_spaces.spaces.tiny import TINY
 
 POINT: dict[str, int | float | str] = {
@@ -101,7 +101,7 @@ def test_training_follows_from_its_seed_and_leaves_the_global_generators_alone(d
     assert first.result.loss_curve != other.result.loss_curve
 
 
-@pytest.mark.parametrize("projector", sorted(PROJECTORS))
+@pytest.mark.parametrize("projector", SPACES["tiny"].choices["projector"])
 @pytest.mark.parametrize("encoder", ["vit", "hybrid"])
 def test_every_projector_and_encoder_trains(data: Splits, projector: str, encoder: str) -> None:
     recipe = dataclasses.replace(SHORT, steps=2, report_every=1)

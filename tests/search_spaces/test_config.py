@@ -89,6 +89,12 @@ def test_ldpv2_has_its_published_parameters(width: int, count: int) -> None:
         ("linear", 24, 1024, 2048, 2099200),  # LLaVA-1, MobileVLM's vision_projector.py
         ("mlp", 24, 1024, 2048, 6295552),  # LLaVA-1.5's mlp2x_gelu, haotian-liu/LLaVA@c121f04
         ("pixel_shuffle", 14, 768, 1536, 4718592),  # nanoVLM-222M, huggingface/nanoVLM@4e0c096
+        ("shuffled_mlp", 32, 1024, 896, 4482816),  # OpenGVLab/InternVL@2410d1d
+        ("xdp", 24, 1024, 2048, 12587008),  # XiaoduoAILab/XmodelVLM@1eb41d0
+        ("token_packer", 24, 1024, 2048, 22038528),  # CircleRadon/TokenPacker@771a16e
+        ("c_abstractor", 24, 1024, 2048, 22124032),  # khanrc/honeybee@68a8d84, c-abs.yaml, without positions
+        ("c_abstractor", 24, 1024, 2560, 25008640),
+        ("q_former", 16, 1408, 2560, 105137664 + 32 * 768 + 768 * 2560 + 2560),  # Blip2QFormerModel, queries, linear
     ],
 )
 def test_other_projectors_have_their_published_parameters(
@@ -102,18 +108,20 @@ def test_every_projector_gives_the_tokens_it_says(kind: str) -> None:
     import torch
 
     projector = PROJECTORS[kind]()
-    module = projector.build(6, 20, 28)
-    out = module(torch.randn(2, 36, 20))
-    assert out.shape == (2, projector.tokens(6), 28)
+    module = projector.build(6, 24, 28)
+    out = module(torch.randn(2, 36, 24 * projector.levels))
+    assert out.shape == (1 if projector.joins_tiles else 2, projector.tokens(6), 28)
 
 
 @pytest.mark.parametrize("family", sorted(ENCODERS))
 def test_every_encoder_gives_the_tokens_it_says(family: str) -> None:
     import torch
 
-    config = ENCODERS[family](image_px=24, grid=4, depth=3, heads=2, head_width=10, feed_forward=30)
-    out = config.build()(torch.randn(2, 3, 24, 24))
+    sizes = {"grid": 4, "depth": 3, "heads": 2, "head_width": 10, "feed_forward": 30}
+    config = ENCODERS[family](image_px=64, **sizes if family in ("vit", "hybrid") else {})  # type: ignore[call-arg]
+    out = config.build()(torch.randn(2, 3, 64, 64))
     assert out.shape == (2, config.tokens, config.width)
+    assert torch.isfinite(out).all()
 
 
 def broken(**changes: Any) -> dict[str, Any]:
@@ -143,7 +151,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(language__kv_head=2), "did you mean 'kv_heads'"),
         (broken(vision__family="vlt"), "did you mean 'vit'"),
         (broken(projector__kind="ldp2"), "did you mean 'ldpv2'"),
-        (broken(vision__grid=7), "must divide"),
+        (broken(vision__grid=11), "must divide"),
         (broken(precision="fp23"), "did you mean 'fp32'"),
         (broken(vision__depth=None), "lacks depth"),
         ([1], "must be a mapping"),

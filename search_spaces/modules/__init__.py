@@ -1,0 +1,1 @@
+"""The torch networks that configs build; imported only when a config is built."""

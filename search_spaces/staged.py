@@ -1,0 +1,631 @@
+"""Image encoders of convolutional stages: FastViT (MobileCLIP, FastViTHD), TinyViT, EfficientViT, MobileNetV4.
+
+Each is a sequence of parts, a part a sequence of layers over a picture (B, C, side, side); kernels, parameters and the
+torch module all come from that one description. It is the network as it is deployed: norms of batches, learned scales
+and the branches that training has are folded into convolutions. `stored_parameters` counts them as they are stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+from search_spaces.errors import ConfigError, unknown
+from search_spaces.kernels import Kernel, KernelKind, Precision
+from search_spaces.vision import KernelGroup, join_heads, split_heads
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """A convolution with padding window // 2, and what follows it: a bias and an activation.
+
+    `normed`: its bias is a folded norm. `branches`: what is folded into it besides: scale (a pointwise one with a
+    norm), skip (a norm alone), small (one of 3x3 with a norm), learned (scales of what it adds).
+    """
+
+    inputs: int
+    outputs: int
+    window: int = 1
+    stride: int = 1
+    groups: int = 1
+    act: str = ""
+    normed: bool = True
+    bias: bool = True
+    branches: tuple[str, ...] = ()
+
+    def side(self, side: int) -> int:
+        """Side of the picture behind it."""
+        return (side + self.stride - 1) // self.stride
+
+    @property
+    def weights(self) -> int:
+        """Weights of the filter."""
+        return self.outputs * (self.inputs // self.groups) * self.window**2
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, deployed."""
+        return self.weights + self.outputs * self.bias
+
+    @property
+    def stored_parameters(self) -> int:
+        """As stored."""
+        stored = self.weights + self.outputs * (2 if self.normed else int(self.bias))
+        per_input = self.inputs // self.groups
+        extra = {
+            "scale": self.outputs * (per_input + 2),
+            "skip": 2 * self.outputs,
+            "small": self.outputs * (9 * per_input + 2),
+            "learned": self.outputs,
+        }
+        return stored + sum(extra[name] for name in self.branches)
+
+    def kernels(self, side: int, precision: Precision, residual: bool) -> Iterator[Kernel]:
+        """Kernels over a picture of that side."""
+        pixels = self.side(side) ** 2
+        epilogue = ("bias",) * self.bias + ((self.act,) if self.act else ()) + ("residual",) * residual
+        per_input = self.inputs // self.groups
+        if self.window == 1 and self.groups == 1:
+            yield Kernel(KernelKind.LINEAR, pixels, self.outputs, self.inputs, epilogue=epilogue, precision=precision)
+        elif per_input == 1:
+            yield Kernel(
+                KernelKind.DEPTHWISE_CONV,
+                pixels,
+                self.outputs,
+                self.window**2,
+                window=self.window,
+                stride=self.stride,
+                epilogue=epilogue,
+                precision=precision,
+            )
+        elif self.groups == 1:
+            yield Kernel(
+                KernelKind.CONV,
+                pixels,
+                self.outputs,
+                self.inputs * self.window**2,
+                window=self.window,
+                stride=self.stride,
+                epilogue=epilogue,
+                precision=precision,
+            )
+        else:  # a product a group
+            k = per_input * self.window**2
+            yield Kernel(
+                KernelKind.VALUES, pixels, self.outputs // self.groups, k, batch=self.groups, precision=precision
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Excite:
+    """Squeeze-and-excitation: channels are scaled by what a small network makes of their means; then an activation."""
+
+    width: int
+    hidden: int
+    act: str = ""
+
+    def side(self, side: int) -> int:
+        """Side of the picture behind it."""
+        return side
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return 2 * self.width * self.hidden + self.hidden + self.width
+
+    @property
+    def stored_parameters(self) -> int:
+        """As stored."""
+        return self.parameters
+
+    def kernels(self, side: int, precision: Precision, residual: bool) -> Iterator[Kernel]:
+        """Kernels over a picture of that side."""
+        del residual
+        yield Kernel(KernelKind.POOLING, 1, self.width, side * side, op="average", precision=precision)
+        for n, k, act in ((self.hidden, self.width, "relu"), (self.width, self.hidden, "hardsigmoid")):
+            yield Kernel(KernelKind.LINEAR, 1, n, k, epilogue=("bias", act), precision=precision)
+        yield Kernel(KernelKind.ELEMENTWISE, side * side, self.width, op="multiply", precision=precision)
+        if self.act:
+            yield Kernel(KernelKind.ELEMENTWISE, side * side, self.width, op=self.act, precision=precision)
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """LayerNorm and self-attention within squares of `window` (0: over all of the picture); heads are 32 wide.
+
+    `biased`: scores have learned biases by distance (TinyViT); they are read with the scores, as any mask.
+    """
+
+    width: int
+    window: int = 0
+    qkv_bias: bool = False
+    biased: int = 0
+    learned: bool = False
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // 32
+
+    def side(self, side: int) -> int:
+        """Side of the picture behind it."""
+        return side
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        width = self.width
+        return 4 * width * width + width + 3 * width * self.qkv_bias + 2 * width + self.heads * self.biased**2
+
+    @property
+    def stored_parameters(self) -> int:
+        """As stored."""
+        return self.parameters + self.width * self.learned
+
+    def kernels(self, side: int, precision: Precision, residual: bool) -> Iterator[Kernel]:
+        """Kernels over a picture of that side."""
+        tokens, window = side * side, self.window or side
+        if side % window:
+            raise ConfigError(f"squares of {window} tokens must fill a picture of {side}")
+        rows, squares = window * window, (side // window) ** 2
+        bias = ("bias",) * self.qkv_bias
+        yield Kernel(KernelKind.NORM, tokens, self.width, op="layer_norm", precision=precision)
+        for _ in "qkv":
+            yield Kernel(KernelKind.LINEAR, tokens, self.width, self.width, epilogue=bias, precision=precision)
+        yield from split_heads(tokens, self.heads, 32, precision) * 3
+        batch = self.heads * squares
+        yield Kernel(KernelKind.SCORES, rows, rows, 32, batch=batch, precision=precision)
+        yield Kernel(KernelKind.SOFTMAX, rows, rows, batch=batch, op="softmax", precision=precision)
+        yield Kernel(KernelKind.VALUES, rows, 32, rows, batch=batch, precision=precision)
+        yield from join_heads(tokens, self.heads, 32, precision)
+        epilogue = ("bias",) + ("residual",) * residual
+        yield Kernel(KernelKind.LINEAR, tokens, self.width, self.width, epilogue=epilogue, precision=precision)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearAttend:
+    """EfficientViT's attention without softmax, on tokens and on their 5x5 surroundings; heads of `head_width`."""
+
+    width: int
+    head_width: int
+
+    def side(self, side: int) -> int:
+        """Side of the picture behind it."""
+        return side
+
+    @property
+    def parts(self) -> tuple[Conv, Conv, Conv, Conv]:
+        """Q, K and V; their surroundings, by channel and by head; what joins both."""
+        wide = 3 * self.width
+        return (
+            Conv(self.width, wide, normed=False, bias=False),
+            Conv(wide, wide, 5, groups=wide, normed=False, bias=False),
+            Conv(wide, wide, groups=wide // self.head_width, normed=False, bias=False),
+            Conv(2 * self.width, self.width),
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def stored_parameters(self) -> int:
+        """As stored."""
+        return sum(part.stored_parameters for part in self.parts)
+
+    def kernels(self, side: int, precision: Precision, residual: bool) -> Iterator[Kernel]:
+        """Kernels over a picture of that side."""
+        *before, last = self.parts
+        for part in before:
+            yield from part.kernels(side, precision, False)
+        tokens, head, heads = side * side, self.head_width, 2 * self.width // self.head_width
+        # K times V beside ones, then Q times that: sums of weights come along as one more column
+        yield Kernel(KernelKind.VALUES, head, head + 1, tokens, batch=heads, precision=precision)
+        yield Kernel(KernelKind.VALUES, tokens, head + 1, head, batch=heads, precision=precision)
+        yield from last.kernels(side, precision, residual)
+
+
+@dataclass(frozen=True, slots=True)
+class Normed:
+    """A LayerNorm."""
+
+    width: int
+
+    def side(self, side: int) -> int:
+        """Side of the picture behind it."""
+        return side
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return 2 * self.width
+
+    @property
+    def stored_parameters(self) -> int:
+        """As stored."""
+        return self.parameters
+
+    def kernels(self, side: int, precision: Precision, residual: bool) -> Iterator[Kernel]:
+        """Kernels over a picture of that side."""
+        del residual
+        yield Kernel(KernelKind.NORM, side * side, self.width, op="layer_norm", precision=precision)
+
+
+Layer = Conv | Excite | Attend | LinearAttend | Normed
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Layers in a row; `residual` adds what goes in to what comes out."""
+
+    layers: tuple[Layer, ...]
+    residual: bool = False
+
+    def side(self, side: int) -> int:
+        """Side of the picture behind it."""
+        for layer in self.layers:
+            side = layer.side(side)
+        return side
+
+    def kernels(self, side: int, precision: Precision) -> tuple[Kernel, ...]:
+        """Kernels over a picture of that side."""
+        found: list[Kernel] = []
+        for layer in self.layers:
+            found += layer.kernels(side, precision, self.residual and layer is self.layers[-1])
+            side = layer.side(side)
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedEncoder:
+    """What the families share; `image_px` must be a multiple of what a token spans."""
+
+    family: ClassVar[str]
+    stride: ClassVar[int] = 32
+
+    image_px: int
+
+    def __post_init__(self) -> None:
+        if self.image_px < self.stride or self.image_px % self.stride:
+            raise ConfigError(f"image_px must be a multiple of {self.stride}, but got image_px={self.image_px}")
+
+    def described(self) -> tuple[Part, ...]:
+        """The parts in order."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts in order."""
+        return _parts(self)
+
+    @property
+    def depth(self) -> int:
+        """Blocks in a row."""
+        return sum(part.residual for part in self.parts)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.image_px // self.stride
+
+    @property
+    def tokens(self) -> int:
+        """Tokens an image becomes."""
+        return self.grid * self.grid
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        last = self.parts[-1].layers[-1]
+        return last.outputs if isinstance(last, Conv) else last.width
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, deployed."""
+        return sum(layer.parameters for part in self.parts for layer in part.layers)
+
+    @property
+    def idle_parameters(self) -> int:
+        """See `ImageEncoder`."""
+        return 0
+
+    @property
+    def head_parameters(self) -> int:
+        """Of what is stored behind the tokens, and not deployed."""
+        return 0
+
+    @property
+    def stored_parameters(self) -> int:
+        """See `ImageEncoder`."""
+        return self.head_parameters + sum(layer.stored_parameters for part in self.parts for layer in part.layers)
+
+    def groups(self, precision: Precision) -> Iterator[KernelGroup]:
+        """Kernels of one image's encoding, grouped."""
+        yield from _groups(self, precision)
+
+    def build(self) -> nn.Module:
+        """The torch module: images (B, 3, image_px, image_px) -> tokens (B, grid * grid, width)."""
+        from search_spaces.modules.staged import StagedNetwork
+
+        return StagedNetwork(self.parts)
+
+
+@cache
+def _parts(config: StagedEncoder) -> tuple[Part, ...]:
+    return config.described()
+
+
+@cache
+def _groups(config: StagedEncoder, precision: Precision) -> tuple[KernelGroup, ...]:
+    found: Counter[tuple[Kernel, ...]] = Counter()
+    side = config.image_px
+    for part in config.parts:
+        found[part.kernels(side, precision)] += 1
+        side = part.side(side)
+    return tuple(found.items())
+
+
+@dataclass(frozen=True, slots=True)
+class FastViT(StagedEncoder):
+    """Depthwise mixers, and attention in the last stages (arXiv:2303.14189); MobileCLIP's and FastVLM's encoders.
+
+    `attended`, `excited`: how many of the last stages have attention, and squeeze-and-excitation where they shrink.
+    `embedding`: width of a projection that is stored behind the tokens (CLIP's), and not deployed.
+    """
+
+    family: ClassVar[str] = "fastvit"
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    depths: tuple[int, ...] = (2, 6, 10, 2)
+    attended: int = 1
+    expansion: int = 3
+    excited: int = 2
+    branched_stem: int = 1
+    embedding: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.attended < len(self.widths) == len(self.depths):
+            raise ConfigError(f"a depth for each width, and attention not everywhere, must hold, but got {self}")
+        if any(wide % narrow for narrow, wide in itertools.pairwise(self.widths)):
+            raise ConfigError(f"each width must be a multiple of the one before, but got widths={self.widths}")
+        span = 2 ** (len(self.widths) + 1)
+        if self.image_px < span or self.image_px % span:
+            raise ConfigError(f"image_px must be a multiple of {span}, but got image_px={self.image_px}")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.image_px >> (len(self.widths) + 1)
+
+    @property
+    def head_parameters(self) -> int:
+        """The projection's."""
+        return self.embedding * (2 * self.widths[-1] + 1) if self.embedding else 0
+
+    def _block(self, width: int, attention: bool) -> Iterator[Part]:
+        if attention:
+            yield Part((Attend(width, learned=True),), residual=True)
+        else:
+            # its own norm, the mixer's two branches and the learned scales are folded
+            yield Part((Conv(width, width, 3, groups=width, branches=("scale", "skip", "skip", "learned")),))
+        yield Part(
+            (
+                Conv(width, width, 7, groups=width),
+                Conv(width, self.expansion * width, act="gelu", normed=False),
+                Conv(self.expansion * width, width, normed=False, branches=("learned",)),
+            ),
+            residual=True,
+        )
+
+    def described(self) -> tuple[Part, ...]:
+        """The parts in order."""
+        first = self.widths[0]
+        scale = ("scale",) * self.branched_stem
+        parts = [
+            Part(
+                (
+                    Conv(3, first, 3, 2, act="gelu", branches=scale),
+                    Conv(first, first, 3, 2, first, "gelu", branches=scale),
+                    Conv(first, first, act="gelu", branches=("skip",)),
+                )
+            )
+        ]
+        for at, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+            attention = at >= len(self.widths) - self.attended
+            if at:
+                before = self.widths[at - 1]
+                down: tuple[Layer, ...] = (Conv(before, width, 7, 2, before, "gelu", branches=("small",)),)
+                if at >= len(self.widths) - self.excited:
+                    plain = Conv(before, width, 7, 2, before, branches=("small",))
+                    down = (plain, Excite(width, width // 4, act="gelu"))
+                parts.append(Part((*down, Conv(width, width, act="gelu", branches=("skip",)))))
+            if attention:  # positions by what surrounds a token
+                parts.append(Part((Conv(width, width, 7, groups=width, normed=False),)))
+            for _ in range(depth):
+                parts += self._block(width, attention)
+        last, wide = self.widths[-1], 2 * self.widths[-1]
+        parts.append(
+            Part((Conv(last, wide, 3, groups=last, branches=("scale",)), Excite(wide, wide // 16, act="gelu")))
+        )
+        return tuple(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class TinyViT(StagedEncoder):
+    """Inverted bottlenecks, then attention within windows and depthwise convolutions (arXiv:2207.10666)."""
+
+    family: ClassVar[str] = "tinyvit"
+
+    widths: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+
+    def __post_init__(self) -> None:
+        StagedEncoder.__post_init__(self)
+        if len(self.widths) != 4 or len(self.depths) != 4 or any(width % 32 for width in self.widths[1:]):
+            raise ConfigError(f"four depths and widths, multiples of 32 but the first, must hold, but got {self}")
+
+    @property
+    def head_parameters(self) -> int:
+        """Of the norm behind the mean of all tokens."""
+        return 2 * self.widths[-1]
+
+    def described(self) -> tuple[Part, ...]:
+        """The parts in order."""
+        first, side = self.widths[0], self.image_px // 4
+        parts = [Part((Conv(3, first // 2, 3, 2, act="gelu"), Conv(first // 2, first, 3, 2)))]
+        wide = 4 * first
+        bottleneck = (
+            Conv(first, wide, act="gelu"),
+            Conv(wide, wide, 3, groups=wide, act="gelu"),
+            Conv(wide, first),
+        )
+        parts += [Part(bottleneck, residual=True)] * self.depths[0]
+        for at in (1, 2, 3):
+            before, width = self.widths[at - 1 : at + 1]
+            side //= 2
+            parts.append(
+                Part(
+                    (
+                        Conv(before, width, act="gelu"),
+                        Conv(width, width, 3, 2, width, "gelu"),
+                        Conv(width, width),
+                    )
+                )
+            )
+            # windows of 7, 14 and 7 tokens where an image has 224 pixels, and as much larger as it is
+            window = side // 4 if at == 1 else side
+            wide = 4 * width
+            mlp = (Normed(width), Conv(width, wide, act="gelu", normed=False), Conv(wide, width, normed=False))
+            block = [
+                Part((Attend(width, window, qkv_bias=True, biased=window),), residual=True),
+                Part((Conv(width, width, 3, groups=width),)),
+                Part(mlp, residual=True),
+            ]
+            parts += block * self.depths[at]
+        return tuple(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class EfficientViT(StagedEncoder):
+    """Inverted bottlenecks, and linear attention on two scales in the last two stages (arXiv:2205.14756)."""
+
+    family: ClassVar[str] = "efficientvit"
+
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    depths: tuple[int, ...] = (1, 2, 3, 3, 4)
+    head_width: int = 16
+
+    def __post_init__(self) -> None:
+        StagedEncoder.__post_init__(self)
+        if len(self.widths) != 5 or len(self.depths) != 5 or any(w % self.head_width for w in self.widths[3:]):
+            raise ConfigError(f"five depths and widths, of which heads fill the last two, must hold, but got {self}")
+
+    def _bottleneck(self, before: int, width: int, stride: int, *, fewer: bool) -> Part:
+        wide = 4 * before
+        return Part(
+            (
+                Conv(before, wide, act="hardswish", normed=not fewer),
+                Conv(wide, wide, 3, stride, wide, "hardswish", normed=not fewer),
+                Conv(wide, width),
+            ),
+            residual=before == width and stride == 1,
+        )
+
+    def described(self) -> tuple[Part, ...]:
+        """The parts in order."""
+        first = self.widths[0]
+        parts = [Part((Conv(3, first, 3, 2, act="hardswish"),))]
+        plain = Part((Conv(first, first, 3, groups=first, act="hardswish"), Conv(first, first)), residual=True)
+        parts += [plain] * self.depths[0]
+        for at in range(1, 5):
+            before, width = self.widths[at - 1 : at + 1]
+            parts.append(self._bottleneck(before, width, 2, fewer=at > 2))
+            if at <= 2:
+                parts += [self._bottleneck(width, width, 1, fewer=False)] * (self.depths[at] - 1)
+            else:
+                attention = Part((LinearAttend(width, self.head_width),), residual=True)
+                parts += [attention, self._bottleneck(width, width, 1, fewer=True)] * self.depths[at]
+        return tuple(parts)
+
+
+#: Blocks of MobileNetV4 (arXiv:2404.10518; timm 1.0.31, mobilenetv3.py): window of a depthwise convolution before, and
+#: of one between the pointwise ones (0: none), stride, expansion, outputs.
+_MOBILENETS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "small": (
+        (5, 5, 2, 3, 96),
+        *((0, 3, 1, 2, 96),) * 4,
+        (3, 0, 1, 4, 96),
+        (3, 3, 2, 6, 128),
+        (5, 5, 1, 4, 128),
+        (0, 5, 1, 4, 128),
+        (0, 5, 1, 3, 128),
+        *((0, 3, 1, 4, 128),) * 2,
+    ),
+    "medium": (
+        (3, 5, 2, 4, 80),
+        (3, 3, 1, 2, 80),
+        (3, 5, 2, 6, 160),
+        *((3, 3, 1, 4, 160),) * 2,
+        (3, 5, 1, 4, 160),
+        (3, 3, 1, 4, 160),
+        (3, 0, 1, 4, 160),
+        (0, 0, 1, 2, 160),
+        (3, 0, 1, 4, 160),
+        (5, 5, 2, 6, 256),
+        (5, 5, 1, 4, 256),
+        *((3, 5, 1, 4, 256),) * 2,
+        (0, 0, 1, 4, 256),
+        (3, 0, 1, 4, 256),
+        (3, 5, 1, 2, 256),
+        (5, 5, 1, 4, 256),
+        *((0, 0, 1, 4, 256),) * 2,
+        (5, 0, 1, 2, 256),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MobileNetV4(StagedEncoder):
+    """Universal inverted bottlenecks of convolutions alone; `size` is small or medium."""
+
+    family: ClassVar[str] = "mobilenetv4"
+
+    size: str = "medium"
+
+    def __post_init__(self) -> None:
+        StagedEncoder.__post_init__(self)
+        if self.size not in _MOBILENETS:
+            raise unknown("size of MobileNetV4", self.size, _MOBILENETS)
+
+    def described(self) -> tuple[Part, ...]:
+        """The parts in order."""
+        parts = [Part((Conv(3, 32, 3, 2, act="relu"),))]
+        if self.size == "small":
+            parts += [
+                Part((Conv(32, 32, 3, 2, act="relu"), Conv(32, 32, act="relu"))),
+                Part((Conv(32, 96, 3, 2, act="relu"), Conv(96, 64, act="relu"))),
+            ]
+            inputs = 64
+        else:
+            parts.append(Part((Conv(32, 128, 3, 2, act="relu"), Conv(128, 48))))
+            inputs = 48
+        for before, between, stride, expansion, outputs in _MOBILENETS[self.size]:
+            wide, layers = expansion * inputs, list[Layer]()
+            if before:
+                layers.append(Conv(inputs, inputs, before, 1 if between else stride, inputs))
+            layers.append(Conv(inputs, wide, act="relu"))
+            if between:
+                layers.append(Conv(wide, wide, between, stride, wide, "relu"))
+            layers.append(Conv(wide, outputs))
+            parts.append(Part(tuple(layers), residual=inputs == outputs and stride == 1))
+            inputs = outputs
+        parts.append(Part((Conv(inputs, 960, act="relu"),)))
+        return tuple(parts)

@@ -169,7 +169,8 @@ class VisionConfig:
             raise ConfigError(f"every field of an encoder must be >= 1, but got {self}")
         if self.image_px < self.grid or self.image_px // self.patch_px != self.grid:
             raise ConfigError(
-                f"grid must divide image_px but for less than a patch, but got image_px={self.image_px}, grid={self.grid}"
+                "grid must divide image_px, less than a patch may be left over, but got "
+                f"image_px={self.image_px}, grid={self.grid}"
             )
 
     @property

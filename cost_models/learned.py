@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from cost_models.cost import Amount
 from cost_models.errors import CostError
 from cost_models.features import Core, family
 from cost_models.gaussian import GaussianProcess
-from cost_models.roofline import least_s
+from cost_models.roofline import RooflineModel, least_s
 from cost_models.tiles import Machine
 from hardware_profiles import Basis, Profile
-from search_spaces import Kernel, Phase
+from search_spaces import Kernel, KernelKind, Phase, Precision
 
 #: Fewer kernels than this make no predictor.
 LEAST_KERNELS = 40
@@ -108,7 +108,11 @@ class _Family:
 
 
 class LearnedModel:
-    """The table's seconds for its kernels (with their basis), the predictor's for others (basis predicted)."""
+    """The table's seconds for its kernels (with their basis), the predictor's for others (basis predicted).
+
+    Where a table has no kernels of a lower precision, a kernel is taken to be as much faster than the same in fp32 as a
+    roofline says (basis assumed); those without matrices are the same code but for fp16.
+    """
 
     def __init__(
         self,
@@ -123,6 +127,8 @@ class LearnedModel:
         self._rows, self._core, self._families = rows, core, families
         self._overheads = dict(overheads or {})
         self._basis = Basis.weakest(Basis.PREDICTED, *{row.basis for row in rows.values()})
+        self._roofline = RooflineModel(profile)
+        self._twins: dict[Kernel, tuple[Kernel, float]] = {}
 
     @classmethod
     def of(cls, profile: Profile) -> LearnedModel:
@@ -241,6 +247,26 @@ class LearnedModel:
 
     def latencies_s(self, kernels: Sequence[Kernel]) -> Array:
         """As `CostModel.latencies_s`; a family that the table lacks raises CostError."""
+        twins, factors = zip(*map(self._twin, kernels), strict=True) if kernels else ((), ())
+        if all(twin is kernel for twin, kernel in zip(twins, kernels, strict=True)):
+            return self._own_s(kernels)
+        least = [least_s(kernel, self.profile) for kernel in kernels]
+        priced: Array = np.maximum(self._own_s(twins) * np.array(factors), least)
+        return priced
+
+    def _twin(self, kernel: Kernel) -> tuple[Kernel, float]:
+        """The kernel in whose seconds it is priced, and as how many of them: itself, if the table has such."""
+        if kernel.precision is Precision.FP32 and not _stored(kernel):
+            return kernel, 1.0
+        if kernel not in self._twins:
+            found = kernel, 1.0
+            if kernel not in self._rows and family(kernel, self._core.machine) not in self._families:
+                same = replace(kernel, precision=Precision.FP32, op="" if _stored(kernel) else kernel.op)
+                found = same, self._roofline.latency_s(kernel) / self._roofline.latency_s(same)
+            self._twins[kernel] = found
+        return self._twins[kernel]
+
+    def _own_s(self, kernels: Sequence[Kernel]) -> Array:
         seconds = np.array([self._rows[k].mean_s if k in self._rows else 0.0 for k in kernels])
         unseen = np.flatnonzero(seconds == 0.0)
         if len(unseen):
@@ -251,12 +277,22 @@ class LearnedModel:
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """As `CostModel.bases`."""
-        return [self._rows[kernel].basis if kernel in self._rows else self._basis for kernel in kernels]
+        found = []
+        for twin, factor in map(self._twin, kernels):
+            basis = self._rows[twin].basis if twin in self._rows else self._basis
+            found.append(basis if factor == 1.0 else Basis.ASSUMED)
+        return found
 
     def deviations(self, kernels: Sequence[Kernel]) -> Array:
         """As `CostModel.deviations`; of a timed kernel it is that of its repeats. Nobody knows that of an estimate."""
         if self._basis is not Basis.PREDICTED:
             return np.full(len(kernels), np.nan)
+        asked = [self._twin(kernel) for kernel in kernels]
+        found = self._own_deviations([twin for twin, _ in asked])
+        found[[factor != 1.0 for _, factor in asked]] = np.nan
+        return found
+
+    def _own_deviations(self, kernels: Sequence[Kernel]) -> Array:
         result = np.zeros(len(kernels))
         for name, members in _members(kernels, self._core.machine).items():
             found = self._families[name]() if name in self._families else None
@@ -296,6 +332,11 @@ class LearnedModel:
 
 
 _UNKNOWN = PredictorError(0, 0.0, 0.0, 0.0)
+
+
+def _stored(kernel: Kernel) -> bool:
+    """Whether it reads a KV cache of a precision of its own."""
+    return bool(kernel.op) and kernel.kind in (KernelKind.SCORES, KernelKind.VALUES)
 
 
 def _members(kernels: Sequence[Kernel], machine: Machine) -> dict[str, list[int]]:

@@ -32,6 +32,7 @@ class _Part(NamedTuple):
     calls: int
     weight_bytes: float  # as `CostModel.overhead_s` asks
     parameters: int
+    stored_bytes: float
 
 
 class _Group(NamedTuple):
@@ -72,17 +73,28 @@ class Pricer:
         at = (vision_at, projector_at, language_at, language_at)
         table = [
             np.array(
-                [(part.latency_s, part.calls, part.weight_bytes, part.peak_bytes, part.parameters) for part in parts]
+                [
+                    (
+                        part.latency_s,
+                        part.calls,
+                        part.weight_bytes,
+                        part.peak_bytes,
+                        part.parameters,
+                        part.stored_bytes,
+                    )
+                    for part in parts
+                ]
             )[where].T
             for parts, where in zip(self._parts, at, strict=True)
         ]
-        seconds, calls, read, peak_bytes, parameters = np.array(table).transpose(1, 0, 2)  # each (parts, configs)
+        seconds, calls, read, peak_bytes, parameters, stored = np.array(table).transpose(
+            1, 0, 2
+        )  # each (parts, configs)
         overhead_s = self.model.overhead_s
         vision = seconds[0] + overhead_s(Phase.VISION, calls[0] + calls[1], seconds[0] + seconds[1], read[0] + read[1])
         prefill = seconds[2] + overhead_s(Phase.PREFILL, calls[2], seconds[2], read[2])
         decode = seconds[3] + overhead_s(Phase.DECODE, calls[3], seconds[3], read[3])
         whole = parameters[:3].sum(0)
-        weights = whole * np.array([config.precision.bytes for config in configs])
         cache = np.array([config.kv_cache_bytes(self.workload) for config in configs])
         first = vision + seconds[1] + prefill
         return {
@@ -91,7 +103,7 @@ class Pricer:
             "prefill_s": prefill,
             "decode_s": decode,
             "latency_s": first + decode * self.workload.new_tokens,
-            "peak_bytes": weights + cache + peak_bytes.max(0),
+            "peak_bytes": stored[:3].sum(0) + cache + peak_bytes.max(0),
             "parameters": whole,
         }
 
@@ -122,9 +134,9 @@ class Pricer:
         for (component, key, config), phases in zip(missing, counted, strict=True):
             self._known[component][key] = len(self._parts[component])
             for phase, found in phases:
-                self._parts[_PHASES.index(phase)].append(self._part(found, _parameters(config, phase)))
+                self._parts[_PHASES.index(phase)].append(self._part(found, config, phase))
 
-    def _part(self, found: Sequence[KernelGroup], parameters: int) -> _Part:
+    def _part(self, found: Sequence[KernelGroup], config: VLMConfig, phase: Phase) -> _Part:
         groups = [(self._groups[group], count, len(group)) for group, count in found]
         return _Part(
             latency_s=sum(group.latency_s * count for group, count, _ in groups),
@@ -133,7 +145,9 @@ class Pricer:
             peak_bytes=merge(group.live for group, _, _ in groups).peak_bytes,
             calls=sum(count * kernels for _, count, kernels in groups),
             weight_bytes=sum(group.weight_bytes * count for group, count, _ in groups),
-            parameters=parameters,
+            parameters=_parameters(config, phase),
+            # the decoder's weights are those of its prefill
+            stored_bytes=0.0 if phase is Phase.DECODE else config.stored_bytes(phase),
         )
 
     def _learn_groups(self, groups: Collection[tuple[Kernel, ...]]) -> None:
@@ -156,7 +170,7 @@ class Pricer:
         vision, projector, prefill, decode = parts = [found[i] for found, i in zip(self._parts, at, strict=True)]
         parameters = vision.parameters + projector.parameters + prefill.parameters
         memory = Memory(
-            parameters * config.precision.bytes,
+            vision.stored_bytes + projector.stored_bytes + prefill.stored_bytes,
             config.kv_cache_bytes(self.workload),
             max(part.peak_bytes for part in parts),
         )
@@ -188,4 +202,4 @@ def _parameters(config: VLMConfig, phase: Phase) -> int:
         return config.vision.parameters
     if phase is Phase.PROJECTOR:
         return config.projector.parameters(config.vision.grid, config.vision.width, config.language.width)
-    return config.language.parameters
+    return config.language.parameters + config.soft_tokens * config.language.width

@@ -21,6 +21,7 @@ from search_spaces.vision import ImageEncoder, KernelGroup, VisionTransformer
 if TYPE_CHECKING:
     from search_spaces.network import VisionLanguageModel
 
+_ONE = Workload(prompt_tokens=1, new_tokens=1)
 _T = TypeVar("_T")
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -137,7 +138,7 @@ class VLMConfig:
                 self.projector_precision or precision,
                 self.tiles,
             ),
-            (language, rows, precision, self.kv_precision),
+            (language, self.soft_tokens, rows, precision, self.kv_precision),
         )
 
     def kernels(self, phase: Phase, workload: Workload) -> Iterator[tuple[Kernel, int]]:
@@ -157,36 +158,34 @@ class VLMConfig:
         """Number of parameters, learned rows of the prompt included."""
         return sum(self.component_parameters.values()) + self.soft_tokens * self.language.width
 
-    @property
-    def component_weight_bytes(self) -> dict[str, float]:
-        """Bytes of the weights of vision, projector and language that a request needs, scales of groups included.
+    def stored_bytes(self, phase: Phase) -> float:
+        """Bytes of the weights that a phase needs, scales of groups included; the decoder's are those of DECODE.
 
         Matrices are stored at their component's precision, all else at that of its activations.
         """
-        one = Workload(prompt_tokens=1, new_tokens=1)
-        idle = {"vision": self.vision.idle_parameters}
-        sizes = {}
-        for (name, count), phase in zip(
-            self.component_parameters.items(), (Phase.VISION, Phase.PROJECTOR, Phase.DECODE), strict=True
-        ):
-            precision, repeated = self.precision_of(phase), {Phase.VISION: self.tiles, Phase.PROJECTOR: self._projected}
-            rest, total = count - idle.get(name, 0), 0.0
-            for kernel, times in self.kernels(phase, one):
-                if kernel.kind in (KernelKind.LINEAR, KernelKind.CONV, KernelKind.DEPTHWISE_CONV):
-                    times //= repeated.get(phase, 1)
-                    total += times * precision.matrix_bytes(kernel.n, kernel.k)
-                    rest -= times * kernel.n * kernel.k
-            if phase is Phase.DECODE and self.language.untied:
-                total += precision.matrix_bytes(self.language.vocabulary, self.language.width)
+        precision, total, times = self.precision_of(phase), 0.0, 1
+        if phase is Phase.VISION:
+            rest, times = self.vision.parameters - self.vision.idle_parameters, self.tiles
+        elif phase is Phase.PROJECTOR:
+            rest, times = self.component_parameters["projector"], self._projected
+        else:
+            rest = self.language.parameters + self.soft_tokens * self.language.width
+            if self.language.untied:
                 rest -= self.language.vocabulary * self.language.width
-            sizes[name] = total + rest * precision.activation_bytes
-        return sizes
+                total += precision.matrix_bytes(self.language.vocabulary, self.language.width)
+        if precision in (Precision.FP32, Precision.FP16):  # no scales, and all of one size
+            whole = rest + self.language.vocabulary * self.language.width * (total > 0)
+            return whole * precision.bytes
+        for kernel, count in self.kernels(Phase.DECODE if phase is Phase.PREFILL else phase, _ONE):
+            if kernel.kind in (KernelKind.LINEAR, KernelKind.CONV, KernelKind.DEPTHWISE_CONV):
+                total += count // times * precision.matrix_bytes(kernel.n, kernel.k)
+                rest -= count // times * kernel.n * kernel.k
+        return total + rest * precision.activation_bytes
 
     @property
     def weight_bytes(self) -> float:
-        """Sum of `component_weight_bytes` and the learned rows of the prompt."""
-        soft = self.soft_tokens * self.language.width * self.precision.activation_bytes
-        return soft + sum(self.component_weight_bytes.values())
+        """Bytes of all weights that a request needs."""
+        return sum(map(self.stored_bytes, (Phase.VISION, Phase.PROJECTOR, Phase.DECODE)))
 
     def kv_cache_bytes(self, workload: Workload) -> float:
         """Bytes of the KV cache at the end of a request, with scales where it is quantised."""

@@ -200,8 +200,7 @@ class Store:
     def append(self, item: Counted) -> None:
         """Keep a count in the user's folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(self.line(item))
+        table.append_line(self.path, self.line(item))
 
     @staticmethod
     def line(item: Counted) -> str:

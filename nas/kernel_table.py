@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cost_models import table
 from cost_models.errors import CostError
 from cost_models.roofline import RooflineModel
 from hardware_profiles import Profile
@@ -102,8 +103,6 @@ def complete_table(
     workloads and spaces too: its predictor prices what they draw. Each kernel is in the table as soon as it is timed,
     so a killed run continues. `timer` times elsewhere than on this machine; then no whole models are timed.
     """
-    from cost_models import table
-
     started, timed = time.monotonic(), 0
     if drop_outdated(profile):
         progress("kernels", 0, 1, "the kernels of this release are other ones: timing anew")
@@ -138,8 +137,6 @@ def _time(
     profile: Profile, kernels: Sequence[Kernel], plan: Plan, timer: Timer | None, progress: Progress, before: int
 ) -> int:
     """Time kernels into the table; the bar counts towards the plan."""
-    from cost_models import table
-
     if not kernels:
         return 0
     whole = max(before + len(kernels), plan.kernels if plan.kernels > ROUND else 0)
@@ -166,7 +163,6 @@ def local_timer(profile: Profile) -> Timer:
 
 def _refitted(profile: Profile, changed: bool) -> LearnedModel:
     """The stored predictor, or one fitted anew where the table has changed; overheads are of stored programs."""
-    from cost_models import table
     from cost_models.learned import LearnedModel
     from cost_models.tvm.machine import machine_of, tvm_target
 
@@ -229,8 +225,7 @@ def complete_programs(
     configs = configs[: max(count - len(known), 0)]
     for config, seconds, _ in timed_configs(configs, workload, profile, seed, progress):
         line = {"config": config.to_dict(), "workload": asdict(workload), "seconds": seconds}
-        with _programs_path(profile).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        table.append_line(_programs_path(profile), json.dumps(line) + "\n")
 
 
 def timed_configs(

@@ -24,8 +24,8 @@ from nas import devices, estimate, validation
 from nas.candidate import Pricer
 from nas.errors import NasError
 from nas.kernel_choice import judges
-from nas.kernel_table import Plan
-from search_spaces import SPACES, Kernel, KernelKind, Workload
+from nas.kernel_table import GRAPH_PHASES, Plan, complete_programs, stored_programs
+from search_spaces import SPACES, Kernel, KernelKind, VLMConfig, Workload
 
 MACHINE = Machine(lanes=4, registers=32)
 TINY = SPACES["tiny"]
@@ -127,6 +127,22 @@ def test_a_kill_between_timing_and_fitting_is_made_good(data: Path) -> None:
     assert found["predictor"]["kernels"] == sum(found["kernels"].values())
 
 
+def test_whole_models_that_were_timed_survive_a_kill(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(configs: Sequence[VLMConfig], *_: Any) -> Iterator[tuple[VLMConfig, dict[str, float], bool]]:
+        for config in configs:
+            yield config, dict.fromkeys(GRAPH_PHASES, 1e-3), True
+
+    monkeypatch.setattr("nas.kernel_table.timed_configs", timed)
+    profile = own(load("raspberry-pi-4"))
+    complete_programs(profile, TINY, devices.WORKLOAD, 3, 0, silent)
+    whole = stored_programs(profile)
+    path = profile.folder / "programs.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert stored_programs(profile) == whole[:2]
+    complete_programs(profile, TINY, devices.WORKLOAD, 3, 0, silent)
+    assert stored_programs(profile) == whole
+
+
 def test_measured_and_estimated_kernels_do_not_mix(data: Path) -> None:
     profile = own(load("raspberry-pi-4"))
     assert not profile.kernels_csv.exists()
@@ -201,6 +217,10 @@ def test_counted_cycles_survive_a_kill_and_hang_on_the_code(data: Path) -> None:
     with store.path.open("a") as file:
         file.write('{"kernel": {"kind": "lin')
     assert store.read()[kernel] == Counted(kernel, 123.5, 2)
+    other = Kernel(KernelKind.LINEAR, 6, 7, 8)
+    store.append(Counted(other, 67.5, 0))
+    found = store.read()
+    assert (found[kernel].cycles, found[other].cycles) == (123.5, 67.5)
     assert estimate.Store({**target, "mcpu": "cortex-a53"}, "cortex-a53").path != store.path
 
 

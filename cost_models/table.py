@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -97,14 +97,18 @@ def read(path: Path) -> dict[Kernel, TableRow]:
                 raise CostError(f"{path}: the first line must be {','.join(COLUMNS)}")
             continue
         try:
-            row = _row(dict(zip(COLUMNS, cells, strict=True)))
+            row = row_of(cells)
         except ValueError as error:
             raise CostError(f"{path}, line {number}: {error}; delete the line") from None
         rows[row.kernel] = row
     return rows
 
 
-def _row(cells: dict[str, str]) -> TableRow:
+def row_of(written: Sequence[str]) -> TableRow:
+    """The row of these cells, in the order of the columns; raises ValueError."""
+    if len(written) != len(COLUMNS):
+        raise ValueError(f"a row has {len(COLUMNS)} cells, but got {len(written)}")
+    cells = dict(zip(COLUMNS, written, strict=True))
     latency_s, repeat_s = float(cells["latency_s"]), float(cells["repeat_s"])
     if not (0 < latency_s < float("inf") and 0 < repeat_s < float("inf")):
         raise ValueError(f"latencies must be positive and finite, but got {latency_s} and {repeat_s}")

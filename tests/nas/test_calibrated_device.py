@@ -26,6 +26,7 @@ from nas.errors import NasError
 from search_spaces import SPACES, Kernel, KernelKind, Precision
 from search_spaces.reference import reference_decoder
 
+TINY = SPACES["tiny"]
 PI = load(SHIPPED / "raspberry-pi-4")
 BASE = plain_model("auto", PI)
 
@@ -80,6 +81,7 @@ def test_suggested_models_filled_in_calibrate_a_board(data: Path) -> None:
 
 
 HEADER = ",".join(table.COLUMNS)
+ROW = f"{HEADER}\nlinear,64,256,256,1,1,1,,,fp32,"
 FIGURES = ",".join(calibration.FIGURES)
 
 
@@ -100,8 +102,21 @@ FIGURES = ",".join(calibration.FIGURES)
         ),
         (f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,decode,,41.58,miles/h,page\n", "line 2: a phase is encode, .* a unit one of"),
         (f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,decode,,0,tokens/s,page\n", "line 2: a value is positive"),
-        (f"{HEADER}\nlinear,1,2,3,1,1,1,,,fp32,-1,-1,measured\n", "line 2: a latency is positive"),
-        (f"{HEADER}\nlinear,1,2\n", "line 2"),
+        (
+            f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,decode,,9,images/s,page\n",
+            "line 2: .* a unit one of ms, ms/token, s, tokens",
+        ),
+        (f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,prefill,0,9,ms,page\n", "line 2: tokens are 1 or more"),
+        (f"{FIGURES}\n", "line 1: nothing stands below"),
+        (f"{ROW}-1,-1,measured\n", "line 2: latencies must be positive .*; delete the line"),
+        (f"{ROW}-1e-5,9e-5,measured\n", "line 2: latencies must be positive .*; delete the line"),
+        (f"{ROW}1e-5,1e-5,measured,1\n", "line 2: a row has 13 cells, but got 14; delete"),
+        (f"{ROW}1e-5,1e-5,mesured\nlinear,8,2\n", "line 2: 'mesured' is not a valid Basis; delete"),
+        (f"{ROW}1e-5,1.0", "line 2: the last line is cut short; run the kit again"),
+        (f"{ROW}1e-5,1e-5,measu", "line 2: the last line is cut short; run the kit again"),
+        (f"{HEADER}\nlinear,1,2\n", "line 2: the last line is cut short; run the kit again"),
+        (f"# slower\n{HEADER}\n", "line 2: nothing stands below this first line; add a line a measurement"),
+        (f"{ROW}20,20,measured\n", "line 2: latency_s of this and most other lines is .* give seconds"),
         (f"{HEADER}\nnonsense,1,2,3,1,1,1,,,fp32,1,1,measured\n", "line 2: 'nonsense'"),
     ],
 )
@@ -110,6 +125,44 @@ def test_a_file_that_is_wrong_is_refused_with_its_line(data: Path, content: str,
     file.write_text(content)
     with pytest.raises(NasError, match=message):
         calibration.read_measurements(file, BASE, WORKLOAD)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "line 1: nothing stands below this first line; add a line a measurement"),
+        (["one.json,decode,"], "line 2: latency_ms is empty; fill it in, or delete the line"),
+        (["one.json,decode,0.05", "one.json,vision,-0.9"], "line 3: a latency is positive .* -0.9; measure it again"),
+        (["one.json,decode,0.05", "one.json,visi"], "line 3: a line is config,phase,latency_ms, .*complete or delete"),
+        (["one.json,decode,50 us"], "line 2: latency_ms is milliseconds, a number without a unit, but got '50 us'"),
+        (["one.json,decode,0,05"], "line 2: a line is config,phase,latency_ms"),
+        ([("decode", 1.0), ("vision", 1.5)], "line 2: latency_ms .* is 0.0012 times .* give milliseconds"),
+        ([("decode", 1e6), ("vision", 1.5e6)], "line 2: latency_ms .* is 1.2e.03 times .* give milliseconds"),
+    ],
+)
+def test_a_file_of_phases_that_is_wrong_is_refused_with_its_line(data: Path, lines: list[Any], message: str) -> None:
+    config = TINY.decode(TINY.sample(random.Random(1)))
+    (data / "one.json").write_text(json.dumps(config.to_dict()))
+
+    def written(line: str | tuple[str, float]) -> str:
+        if isinstance(line, str):
+            return line
+        phase, scale = line  # seconds, or microseconds, where milliseconds are asked for
+        one = calibration.observed(config, phase, 1.0, BASE, WORKLOAD)
+        kernels, counts = zip(*one.kernels, strict=True)
+        return f"one.json,{phase},{scale * float(BASE.latencies_s(kernels) @ np.array(counts)):.3g}"
+
+    file = data / "measurements.csv"
+    file.write_text("\n".join(["config,phase,latency_ms", *map(written, lines)]))
+    with pytest.raises(NasError, match=f"{file}, {message}"):
+        calibration.agreement(PI, file, BASE, WORKLOAD)
+
+
+def test_a_file_may_begin_with_the_mark_of_a_spreadsheet(data: Path) -> None:
+    file = data / "results.csv"
+    kernels = kernel_file(file, 1.5)
+    file.write_bytes("\ufeff".encode() + file.read_bytes())
+    assert len(calibration.read_measurements(file, BASE, WORKLOAD)[0]) == len(kernels)
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(data: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from cost_models import table
 from cost_models.errors import CostError
 from cost_models.roofline import RooflineModel
+from cost_models.tvm.version import code_version
 from hardware_profiles import Profile
 from nas.candidate import Pricer
 from nas.kernel_choice import drawn_kernels, kernel_shares, least_sure
@@ -54,24 +54,6 @@ class Plan:
     programs: int = TIMED_CONFIGS
     seconds: float = float("inf")
     sure: float = SURE
-
-
-#: What decides a kernel's machine code beside its target, in cost_models: a change of these makes timings void.
-_SOURCES = (
-    "tiles.py",
-    *(f"tvm/{name}.py" for name in ("products", "rows", "quantised", "schedules", "chains", "passes")),
-)
-
-
-def code_version(*more: str) -> str:
-    """A hash of TVM's version and of the code that makes kernels (and of more files of cost_models)."""
-    import tvm
-
-    import cost_models
-
-    folder = Path(cost_models.__path__[0])
-    code = b"".join((folder / name).read_bytes() for name in (*_SOURCES, *more))
-    return hashlib.sha256(tvm.__version__.encode() + code).hexdigest()[:16]
 
 
 def drop_outdated(profile: Profile) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 from hardware_profiles.detect import HOST, chip_name, detect_host
 from hardware_profiles.files import FILE_NAME, nearest, read, user_devices, write
-from hardware_profiles.profile import CALIBRATION_OF, NAME, Profile, ProfileError
+from hardware_profiles.profile import CALIBRATION_OF, NAME, Profile, ProfileError, ProfileWarning
 
 SHIPPED = Path(__file__).parent / "data"
 
@@ -23,7 +25,8 @@ def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: st
     A str is a name and never leaves its folder, unless it ends in .yaml; a Path is a YAML file or a device's folder.
     NAME@RUNTIME is the device with its models run by another runtime than TVM, one that it is calibrated for.
     Who passes on text of strangers checks that it is `in names()` first.
-    `host` is measured on first use and again on another processor; `llvm_cpu` is LLVM's name for it, where known.
+    `host` is measured on first use and again on another processor, which a ProfileWarning tells; `llvm_cpu` is LLVM's
+    name for it, where known.
     """
     if isinstance(name_or_path, Path) or name_or_path.endswith((".yaml", ".yml")):
         return read(Path(name_or_path))
@@ -74,16 +77,38 @@ def own(profile: Profile, data_folder: Path | None = None, *, with_table: bool =
 
 
 def _host(data_folder: Path | None, llvm_cpu: str | None) -> Profile:
-    folder = user_devices(data_folder) / HOST
+    folder, chip = user_devices(data_folder) / HOST, chip_name()
+    if (folder / FILE_NAME).is_file() and (before := read(folder).chip) != chip:
+        _change_processor(folder, before, chip)
     if not (folder / FILE_NAME).is_file():
         return detect_host(llvm_cpu, data_folder)
     profile = read(folder)
-    if profile.chip != chip_name():
-        return detect_host(llvm_cpu, data_folder)
     if llvm_cpu is None or llvm_cpu == profile.llvm_cpu:
         return profile
     target = {**profile.tvm_target, "mcpu": llvm_cpu}
     return write(profile.model_copy(update={"llvm_cpu": llvm_cpu, "tvm_target": target}), folder)
+
+
+def _change_processor(folder: Path, before: str, now: str) -> None:
+    """Put what was measured on another processor beside the folder, and take back what was measured on this one."""
+    kept, mine = _beside(folder, before), _beside(folder, now)
+    if kept.is_dir():
+        shutil.rmtree(kept)  # an older measurement of the same processor
+    folder.replace(kept)
+    told = "time kernels on this one: nas device measure host"
+    if mine.is_dir():
+        mine.replace(folder)
+        told = "what was measured on this one before is used again"
+    warnings.warn(
+        f"host was measured on another processor, {before}, not on {now}: kept in {kept}; {told}",
+        ProfileWarning,
+        stacklevel=2,
+    )
+
+
+def _beside(folder: Path, chip: str) -> Path:
+    """Where the folder of a processor waits for it: no name of a device holds a ~."""
+    return folder.with_name(f"{folder.name}~{'-'.join(re.findall('[a-z0-9]+', chip.lower()))}")
 
 
 def _folders(place: Path) -> list[str]:

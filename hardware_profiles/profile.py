@@ -29,6 +29,10 @@ class ProfileError(ValueError):
     """A profile cannot be found, read or trusted; the message names the file, the key and the nearest known name."""
 
 
+class ProfileWarning(UserWarning):
+    """A profile is another one than before; the message is fit for a user's screen."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -315,17 +316,30 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main() -> None:
-    """Entry point: what the user can mend is one line and exit code 2, Ctrl-C is 130."""
+    """Entry point: what the user can mend is one line and exit code 2, Ctrl-C is 130; so are our own warnings."""
+    warnings.formatwarning = _one_line
     try:
         app()
     except ValueError as error:
-        if type(error).__module__.split(".")[0] not in _OWN_PACKAGES:
+        if not _is_own(type(error)):
             raise
         sys.stderr.write(f"nas: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("nas: stopped; what was finished is stored, the same command goes on from here\n")
         sys.exit(130)
+
+
+def _is_own(kind: type) -> bool:
+    return kind.__module__.split(".")[0] in _OWN_PACKAGES
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if _is_own(category):
+        return f"nas: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _open(storage: str, experiment: str | None, device: str | None, runtime: str | None = None) -> tuple[Any, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hardware_profiles import Basis, ProfileError, detect, detect_host, load
+from hardware_profiles import Basis, ProfileError, detect, detect_host, load, names
 from hardware_profiles.detect import infer_llvm_cpu
+from hardware_profiles.profile import ProfileWarning
 
 
 @pytest.fixture
@@ -51,11 +52,32 @@ def test_it_is_measured_once(data: Path, probes: list[int]) -> None:
     assert probes[0] >= 64 << 20
 
 
-def test_another_processor_is_measured_again(data: Path, probes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    load("host")
-    monkeypatch.setattr(detect, "chip_name", lambda: "Another CPU")
-    monkeypatch.setattr("hardware_profiles.catalog.chip_name", lambda: "Another CPU")
-    assert load("host").chip == "Another CPU"
+def test_another_processor_is_measured_again_and_prices_nothing_by_the_tables_of_the_first(
+    data: Path, probes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_on(chip: str) -> None:
+        monkeypatch.setattr(detect, "chip_name", lambda: chip)
+        monkeypatch.setattr("hardware_profiles.catalog.chip_name", lambda: chip)
+
+    made = ("kernels.csv", "predictor.json", "programs.jsonl", "calibration.json", "canary.json")
+    run_on("First CPU (family 6)")
+    first = load("host")
+    for name in made:
+        (first.folder / name).write_text("of the first")
+    run_on("Second CPU")
+    with pytest.warns(ProfileWarning, match="First CPU .* not on Second CPU: kept in .*: nas device measure host"):
+        second = load("host")
+    assert (second.chip, len(probes)) == ("Second CPU", 2)
+    assert [path.name for path in second.folder.iterdir()] == ["profile.yaml"]
+    assert load("host") == second  # told once
+    assert "host" in names()
+    assert not any("~" in name for name in names())
+
+    (second.folder / "kernels.csv").write_text("of the second")
+    for chip, text in (("First CPU (family 6)", "of the first"), ("Second CPU", "of the second")):
+        run_on(chip)
+        with pytest.warns(ProfileWarning, match="used again"):
+            assert load("host").kernels_csv.read_text() == text
     assert len(probes) == 2
 
 

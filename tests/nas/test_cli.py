@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from search_spaces import SPACES
@@ -100,6 +101,24 @@ def test_devices_are_shown_with_their_basis(run: Any, name: str | None) -> None:
     assert "raspberry-pi-4" in shown.stdout
     assert "measured" in shown.stdout
     assert json.loads(run(*args, "--json").stdout)
+
+
+def test_tables_of_another_processor_are_told_of_in_one_line_and_not_used(
+    run: Any, config_file: Path, tmp_path: Path
+) -> None:
+    assert run("devices", "host").returncode == 0
+    host = tmp_path / "data" / "devices" / "host"
+    profile = yaml.safe_load((host / "profile.yaml").read_text())
+    (host / "profile.yaml").write_text(yaml.safe_dump({**profile, "chip": "Another CPU"}))
+    (host / "kernels.csv").write_text("what would be an error if it were read\n")
+    done = run("predict", config_file, "--cost-model", "roofline", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["device"] == "host"
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith("nas: host was measured on another processor, Another CPU, not on ")
+    assert line.endswith("nas device measure host")
+    assert (tmp_path / "data" / "devices" / "host~another-cpu" / "kernels.csv").is_file()
+    assert run("predict", config_file, "--cost-model", "roofline").stderr == ""
 
 
 def test_predict_reads_a_config_file(run: Any, config_file: Path) -> None:

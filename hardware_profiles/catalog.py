@@ -1,4 +1,4 @@
-"""The one way to a profile: by name (shipped, the user's own, or `host`) or by path."""
+"""The one way to a profile: by name (shipped, the user's own, or `host`) or by path; and the user's folder of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hardware_profiles.detect import HOST, chip_name, detect_host
 from hardware_profiles.files import FILE_NAME, nearest, read, user_devices, write
-from hardware_profiles.profile import CALIBRATION_OF, NAME, Profile, ProfileError, ProfileWarning
+from hardware_profiles.profile import CALIBRATION_OF, NAME, TVM, Profile, ProfileError, ProfileWarning
 
 SHIPPED = Path(__file__).parent / "data"
 
@@ -63,17 +63,55 @@ def own(profile: Profile, data_folder: Path | None = None, *, with_table: bool =
 
     `with_table` copies its table and predictor too, which a measurement replaces and a calibration builds on.
     """
+    if (mine := owned(profile, data_folder)) is not None:
+        return mine
     folder = user_devices(data_folder) / profile.name
-    if profile.folder.resolve() == folder.resolve():
-        return profile
-    if (folder / FILE_NAME).is_file():
-        return read(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tables = ("kernels.csv", "predictor.json") if with_table else ()
     for name in (*tables, *(path.name for path in profile.folder.glob(CALIBRATION_OF.format("*")))):
         if (profile.folder / name).is_file():
             shutil.copyfile(profile.folder / name, folder / name)
     return write(profile, folder)
+
+
+def owned(profile: Profile, data_folder: Path | None = None) -> Profile | None:
+    """The profile in the user's own folder, if it is there."""
+    folder = user_devices(data_folder) / profile.name
+    if profile.folder.resolve() == folder.resolve():
+        return profile
+    return read(folder) if (folder / FILE_NAME).is_file() else None
+
+
+def unfinished(profile: Profile, work: str, data_folder: Path | None = None) -> Profile:
+    """The profile in a folder inside the user's own, where a table is made that prices nothing before `take`."""
+    folder = user_devices(data_folder) / profile.name / work
+    folder.mkdir(parents=True, exist_ok=True)
+    return profile.in_folder(folder)
+
+
+def take(made: Profile, profile: Profile, data_folder: Path | None = None) -> Profile:
+    """Move an `unfinished` table and its predictor to the user's own profile, in place of those there."""
+    folder = made.folder.parent
+    put_calibration_aside(profile.in_folder(folder))
+    (folder / "predictor.json").unlink(missing_ok=True)  # a kill within the next lines leaves none of another table
+    for file in sorted(made.folder.iterdir()):
+        file.replace(folder / file.name)
+    made.folder.rmdir()
+    return own(profile, data_folder)
+
+
+def put_calibration_aside(profile: Profile) -> None:
+    """Put away what corrects a predictor that another one is about to replace, and tell by a ProfileWarning."""
+    path = profile.in_runtime(TVM).calibration_json
+    if path.is_file():
+        kept = path.with_suffix(".outdated.json")
+        path.replace(kept)
+        warnings.warn(
+            f"the calibration of {profile.name} corrected the predictor before, and is kept as {kept}; make it anew: "
+            f"nas device calibrate {profile.name} --measurements FILE",
+            ProfileWarning,
+            stacklevel=2,
+        )
 
 
 def _host(data_folder: Path | None, llvm_cpu: str | None) -> Profile:

@@ -29,7 +29,7 @@ from cost_models.features import cached_weight_bytes
 from cost_models.models import CostModel, plain_model
 from cost_models.roofline import least_s
 from hardware_profiles import Basis, Profile
-from hardware_profiles.catalog import own
+from hardware_profiles.catalog import own, owned
 from hardware_profiles.profile import TVM
 from nas.errors import NasError
 from nas.kernel_table import GRAPH_PHASES
@@ -239,10 +239,13 @@ def observed(
 
 def calibrate(profile: Profile, path: Path, workload: Workload, seed: int, runtime: str = TVM) -> dict[str, Any]:
     """Correct the device's predictor by a file of measurements; the correction lives in the user's own folder."""
-    profile = own(profile, with_table=True).in_runtime(runtime)
-    base = plain_model("auto", profile)
+    base = plain_model("auto", (owned(profile) or profile).in_runtime(runtime))
     observations, notes = read_measurements(path, base, workload)
     model, trust = CorrectedModel.fit(base, observations, seed)
+    profile = own(profile, with_table=True).in_runtime(runtime)
+    model.base = plain_model(
+        "auto", profile
+    )  # the same predictor; a copy is made for measurements that make sense only
     stored = model.save(observations)
     return {
         "device": profile.name,

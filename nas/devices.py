@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cost_models import table
 from hardware_profiles import Basis, Profile, load
-from hardware_profiles.catalog import own
+from hardware_profiles.catalog import own, owned, take, unfinished
 from nas.errors import NasError
 from nas.kernel_choice import drawn_kernels, wide_kernels
 from nas.kernel_table import Plan, Timer, complete_table, stored_programs
@@ -64,14 +64,13 @@ def measure(
 ) -> dict[str, Any]:
     """Time kernels on the device until its predictor is sure, or the plan ends; a killed run continues.
 
-    `host` is timed here, any other device through `board`; its table is kept in the user's own folder.
+    `host` is timed here, any other device through `board`; its table is kept in the user's own folder, and in use when
+    a predictor is fitted on it.
     """
     _check_place(profile, board)
-    drawn = space_named(space)
+    timer = board.timer(profile) if board else None
+    timed = complete_table(profile, space_named(space), WORKLOAD, plan, seed, progress, timer)
     profile = own(profile)
-    _drop_static(profile)
-    _drop_calibration(profile)
-    timed = complete_table(profile, drawn, WORKLOAD, plan, seed, progress, board.timer(profile) if board else None)
     return {"timed": timed, "programs": len(stored_programs(profile))} | told(profile)
 
 
@@ -87,19 +86,6 @@ def _check_place(profile: Profile, board: Board | None) -> None:
         )
     else:
         board.check()
-
-
-def _drop_static(profile: Profile) -> None:
-    """Estimates and measurements of kernels do not mix in one table: the first measurement replaces estimates."""
-    rows = table.read(profile.kernels_csv)
-    if any(row.basis is not Basis.MEASURED for row in rows.values()):
-        profile.kernels_csv.unlink()
-        (profile.folder / "predictor.json").unlink(missing_ok=True)
-
-
-def _drop_calibration(profile: Profile) -> None:
-    """A correction is one of the predictor that it was made for."""
-    profile.calibration_json.unlink(missing_ok=True)
 
 
 class Board:
@@ -157,7 +143,8 @@ def estimate(
 ) -> dict[str, Any]:
     """Fill a device's table by static estimation, from kernels of a space and of any width, and fit its predictor.
 
-    Kernels are drawn by their share on `like`, so that devices with the same core share what is counted.
+    The table is kept in the user's own folder, and in use when it is whole. Kernels are drawn by their share on `like`,
+    so that devices with the same core share what is counted.
     """
     from nas.estimate import estimate as estimate_kernels
 
@@ -165,14 +152,12 @@ def estimate(
         *drawn_kernels(space_named(space), WORKLOAD, drawn, like or profile, seed),
         *wide_kernels(wide, seed),
     ]
-    rows = table.read(profile.kernels_csv)
-    if any(row.basis is Basis.MEASURED for row in rows.values()):
-        raise NasError(
-            f"{profile.name} has measured kernels, which an estimate would replace; delete {profile.kernels_csv} first"
-        )
-    _drop_calibration(profile)
-    done = estimate_kernels(profile, kernels, progress, processes)
-    return {"estimated": done.kernels, "failed": done.failed} | told(profile)
+    in_use = (owned(profile) or profile).kernels_csv
+    if any(row.basis is Basis.MEASURED for row in table.read(in_use).values()):
+        raise NasError(f"{profile.name} has measured kernels, which an estimate would replace; delete {in_use} first")
+    made = unfinished(profile, "estimating")
+    done = estimate_kernels(made, kernels, progress, processes)
+    return {"estimated": done.kernels, "failed": done.failed} | told(take(made, profile))
 
 
 def told(profile: Profile) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from cost_models import table
 from cost_models.errors import CostError
 from cost_models.roofline import RooflineModel
 from cost_models.tvm.version import code_version
-from hardware_profiles import Profile
+from hardware_profiles import Basis, Profile
+from hardware_profiles.catalog import owned, put_calibration_aside, take, unfinished
 from nas.candidate import Pricer
 from nas.kernel_choice import drawn_kernels, kernel_shares, least_sure
 from nas.search import Progress
@@ -64,6 +65,7 @@ def drop_outdated(profile: Profile) -> bool:
     outdated = profile.kernels_csv.is_file()
     if outdated:
         profile.kernels_csv.replace(profile.kernels_csv.with_suffix(".outdated.csv"))
+        put_calibration_aside(profile)
         for name in ("predictor.json", "programs.jsonl"):
             (profile.folder / name).unlink(missing_ok=True)
     written.write_text(version + "\n", encoding="utf-8")
@@ -84,8 +86,11 @@ def complete_table(
     The first are drawn by coverage, later ones where the predictor is least sure. A table that is full serves other
     workloads and spaces too: its predictor prices what they draw. Each kernel is in the table as soon as it is timed,
     so a killed run continues. `timer` times elsewhere than on this machine; then no whole models are timed.
+
+    Measurements and estimates do not mix: beside a table of estimates they gather apart, and replace it at the end.
     """
-    started, timed = time.monotonic(), 0
+    started, timed, measured = time.monotonic(), 0, _measured(profile)
+    device, profile = profile, measured or unfinished(profile, "measuring")
     if drop_outdated(profile):
         progress("kernels", 0, 1, "the kernels of this release are other ones: timing anew")
     known = table.read(profile.kernels_csv)
@@ -112,7 +117,16 @@ def complete_table(
     if timer is None and len(stored_programs(profile)) < plan.programs:
         complete_programs(profile, space, workload, plan.programs, seed, progress)
         _refitted(profile, changed=True)
+    if measured is None:
+        take(profile, device)
     return timed
+
+
+def _measured(profile: Profile) -> Profile | None:
+    """The profile in the user's own folder, if nothing in its table was estimated."""
+    mine = owned(profile)
+    rows = table.read(mine.kernels_csv).values() if mine else ()
+    return mine if all(row.basis is Basis.MEASURED for row in rows) else None
 
 
 def _time(
@@ -157,6 +171,7 @@ def _refitted(profile: Profile, changed: bool) -> LearnedModel:
     programs = stored_programs(profile)
     if programs:
         model.fit_overheads([program for stored in programs for program in stored.parts(model)])
+    put_calibration_aside(profile)
     model.save()
     return model
 

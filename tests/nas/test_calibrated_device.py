@@ -175,6 +175,17 @@ def test_a_line_that_a_kill_cut_short_is_left_out(data: Path) -> None:
     assert notes == []
 
 
+def test_measurements_that_calibrate_nothing_leave_the_shipped_device_in_use(data: Path) -> None:
+    file = data / "results.csv"
+    kernel_file(file, 1.5, 2)
+    with pytest.raises(CostError, match="needs 3 measurements"):
+        calibration.calibrate(load("raspberry-pi-4"), file, WORKLOAD, 0)
+    file.write_text("config,phase,latency_ms\n")
+    with pytest.raises(NasError, match="nothing stands below"):
+        calibration.calibrate(load("raspberry-pi-4"), file, WORKLOAD, 0)
+    assert load("raspberry-pi-4").folder == SHIPPED / "raspberry-pi-4"
+
+
 def test_contradictions_of_the_facts_are_told() -> None:
     kernels = [Kernel(KernelKind.LINEAR, 64, 256, 256 + 8 * i) for i in range(6)]
     predicted = BASE.latencies_s(kernels)

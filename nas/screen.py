@@ -219,11 +219,8 @@ def devices_note(profiles: Sequence[Profile]) -> str:
     return "\n".join(lines)
 
 
-def show_device(found: dict[str, Any], as_json: bool) -> None:
+def show_device(found: dict[str, Any]) -> None:
     """What a measurement or an estimation ended with."""
-    if as_json:
-        print_json(found)
-        return
     kernels = ", ".join(f"{count} {basis}" for basis, count in found["kernels"].items()) or "none"
     out.print(f"{found['device']}: kernels {kernels}; kept in {found['folder']}", markup=False, soft_wrap=True)
     for kernel, reason in found.get("failed", {}).items():

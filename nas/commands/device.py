@@ -50,7 +50,10 @@ def device_new(
         title=title,
         chip=chip,
     )
-    screen.show_device(found, as_json)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_device(found)
 
 
 def _asked(what: str, flag: str, kind: Any) -> Any:
@@ -101,7 +104,10 @@ def device_measure(
         found = devices.measure(
             workflow.device(name), space, plan, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)
         )
-    screen.show_device(found, as_json)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_device(found)
 
 
 Measurements = Annotated[
@@ -156,14 +162,17 @@ def device_estimate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate a device's kernels from their machine code, with no device at hand."""
+    """Estimate kernels of devices from their machine code, with none at hand; JSON of several is a list."""
     from nas import devices, screen, workflow
 
-    profiles = [workflow.device(name) for name in names]
+    profiles, found = [workflow.device(name) for name in names], []
     for profile in profiles:
         with screen.progress_bar() as progress:
-            found = devices.estimate(profile, space, kernels, wide, seed, progress, like=profiles[0])
-        screen.show_device(found, as_json)
+            found.append(devices.estimate(profile, space, kernels, wide, seed, progress, like=profiles[0]))
+        if not as_json:
+            screen.show_device(found[-1])
+    if as_json:
+        screen.print_json(found if len(found) > 1 else found[0])
 
 
 @device_app.command("validate")

@@ -26,6 +26,7 @@ from hardware_profiles.files import user_devices
 from hardware_profiles.profile import ProfileWarning
 from nas import calibration, devices, estimate, validation
 from nas.candidate import Pricer
+from nas.cli import app
 from nas.errors import NasError
 from nas.kernel_choice import judges
 from nas.kernel_table import GRAPH_PHASES, Plan, complete_programs, complete_table, stored_programs
@@ -199,6 +200,23 @@ def test_a_kill_between_timing_and_fitting_is_made_good(data: Path) -> None:
     table.append(profile.kernels_csv, table.TableRow(Kernel(KernelKind.LINEAR, 7, 77, 777), 1e-3, 1e-3))
     found = measured(Board(last=0), 60)
     assert found["predictor"]["kernels"] == sum(found["kernels"].values())
+
+
+def test_estimates_of_several_devices_are_one_json_document(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["raspberry-pi-4", "raspberry-pi-3b-plus"]
+    counted = [{item.kernel for item in estimate.shipped_counts(load(name))} for name in names]
+    kernels = sorted(set.intersection(*counted), key=str)
+    monkeypatch.setattr(devices, "drawn_kernels", lambda *_: kernels[:60])
+    monkeypatch.setattr(devices, "wide_kernels", lambda *_: kernels[60:90])
+    for asked in (names, names[:1]):
+        app(["device", "estimate", *asked, "--json"], standalone_mode=False)
+        told = json.loads(capsys.readouterr().out)
+        assert [one["device"] for one in (told if len(asked) > 1 else [told])] == asked
+    app(["device", "estimate", *names], standalone_mode=False)
+    told = capsys.readouterr().out
+    assert [f"{name}: kernels 90 static" in told for name in names] == [True, True]
 
 
 def test_whole_models_that_were_timed_survive_a_kill(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

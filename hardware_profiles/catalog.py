@@ -12,6 +12,7 @@ from hardware_profiles.files import FILE_NAME, nearest, read, user_devices, writ
 from hardware_profiles.profile import CALIBRATION_OF, NAME, TVM, Profile, ProfileError, ProfileWarning
 
 SHIPPED = Path(__file__).parent / "data"
+_YAML = (".yaml", ".yml")
 
 
 def names(data_folder: Path | None = None) -> tuple[str, ...]:
@@ -28,10 +29,10 @@ def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: st
     `host` is measured on first use and again on another processor, which a ProfileWarning tells; `llvm_cpu` is LLVM's
     name for it, where known.
     """
-    if isinstance(name_or_path, Path) or name_or_path.endswith((".yaml", ".yml")):
-        return read(Path(name_or_path))
-    name, _, runtime = name_or_path.partition("@")
-    if runtime:
+    if isinstance(name_or_path, Path):
+        return read(name_or_path)
+    name, runtime = divided(name_or_path)
+    if name != name_or_path:
         found = load(name, data_folder, llvm_cpu)
         if runtime not in found.runtimes:
             raise ProfileError(
@@ -40,6 +41,8 @@ def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: st
                 "--measurements FILE"
             )
         return found.in_runtime(runtime)
+    if name.endswith(_YAML):
+        return read(Path(name))
     if name == HOST:
         return _host(data_folder, llvm_cpu)
     if not NAME.fullmatch(name):
@@ -56,6 +59,14 @@ def load(name_or_path: str | Path, data_folder: Path | None = None, llvm_cpu: st
     if profile.name != name:
         raise ProfileError(f"{places[0] / FILE_NAME}: name must equal the folder's, {name!r}, but got {profile.name!r}")
     return profile
+
+
+def divided(name_or_path: str) -> tuple[str, str]:
+    """(device, runtime) of NAME@RUNTIME; of a name or a path alone the runtime is TVM."""
+    if "@" not in name_or_path or name_or_path.endswith(_YAML):
+        return name_or_path, TVM
+    device, _, runtime = name_or_path.rpartition("@")
+    return device, runtime
 
 
 def own(profile: Profile, data_folder: Path | None = None, *, with_table: bool = False) -> Profile:

@@ -126,7 +126,7 @@ def best(
         if as_json:
             screen.print_json(query.as_json(member, archive, profile))
         else:
-            title = f"best of {archive.experiment.name} on {profile.title}"
+            title = f"best of {archive.experiment.name} on {profile.full_title}"
             screen.out.print(screen.detail_table(member, archive, profile, title))
             screen.out.print(screen.basis_line([member], archive, profile), markup=False)
     finally:
@@ -357,7 +357,7 @@ def _open(storage: str, experiment: str | None, device: str | None, runtime: str
 def _show_front(members: list[Any], archive: Any, profile: Any) -> None:
     from nas import screen
 
-    title = f"front of {archive.experiment.name} on {profile.title}"
+    title = f"front of {archive.experiment.name} on {profile.full_title}"
     screen.out.print(screen.front_table(members, archive, profile, title))
     screen.out.print(screen.front_models(members, archive), markup=False)
     screen.out.print(screen.basis_line(members, archive, profile), markup=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cost_models import table
 from hardware_profiles import Basis, Profile, load
 from hardware_profiles.catalog import own, owned, take, unfinished
+from hardware_profiles.profile import TVM
 from nas.errors import NasError
 from nas.kernel_choice import drawn_kernels, wide_kernels
 from nas.kernel_table import Plan, Timer, complete_table, stored_programs
@@ -48,6 +49,7 @@ def kit(profile: Profile, space: str, kernels: int, seed: int, path: Path) -> di
     """Write a tar archive that times kernels on the board itself, and say what to do with it."""
     from cost_models.tvm.kit import PROGRAM, RESULTS, write_kit
 
+    _check_compiled(profile)
     if profile.runs_on == "gpu":
         raise NasError(f"{profile.name} computes on a GPU, which a kit does not time; see docs/rpc.md")
     drawn = drawn_kernels(space_named(space), WORKLOAD, kernels, profile, seed)
@@ -74,8 +76,19 @@ def measure(
     return {"timed": timed, "programs": len(stored_programs(profile))} | told(profile)
 
 
+def _check_compiled(profile: Profile) -> None:
+    """Raise for a runtime other than TVM: kernels that TVM compiles tell nothing of it."""
+    if profile.runtime != TVM:
+        raise NasError(
+            f"{profile.called}: kernels compiled by TVM are timed and estimated, not models run by {profile.runtime}; "
+            f"name {profile.name} alone, or give figures of that runtime: nas device calibrate {profile.called} "
+            "--measurements FILE, and the same of nas device validate"
+        )
+
+
 def _check_place(profile: Profile, board: Board | None) -> None:
     """Raise unless the device can be timed: host here, any other through a board that answers."""
+    _check_compiled(profile)
     if profile.name == "host":
         if board is not None:
             raise NasError("host is this machine: leave --rpc-tracker and --rpc-key away")
@@ -148,6 +161,7 @@ def estimate(
     """
     from nas.estimate import estimate as estimate_kernels
 
+    _check_compiled(profile)
     kernels = [
         *drawn_kernels(space_named(space), WORKLOAD, drawn, like or profile, seed),
         *wide_kernels(wide, seed),

@@ -209,7 +209,7 @@ def devices_note(profiles: Sequence[Profile]) -> str:
     from cost_models.learned import LearnedModel
     from cost_models.models import cost_model
 
-    lines = [f"{profile.name}: {profile.title}" for profile in profiles]
+    lines = [f"{profile.name}: {profile.full_title}" for profile in profiles]
     for profile in profiles:
         if LearnedModel.is_fitted(profile):
             lines.append(f"{profile.name}: {LearnedModel.of(profile).told()}")
@@ -357,7 +357,7 @@ def show_proxies(found: dict[str, Any]) -> None:
 
 def facts_table(profile: Profile) -> Table:
     """Every fact of a device: value, basis, source."""
-    table = Table(title=f"{profile.name}: {profile.title}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{profile.name}: {profile.full_title}", title_justify="left", box=None, pad_edge=False)
     for heading in ("fact", "value", "basis", "source"):
         table.add_column(heading, overflow="fold")
     for key, fact in _facts(profile.model_dump(mode="json"), ""):

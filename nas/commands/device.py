@@ -122,7 +122,9 @@ Measurements = Annotated[
 def device_calibrate(
     name: Annotated[str, typer.Argument(help="The device that was measured.")],
     measurements: Measurements = None,
-    runtime: Annotated[str, typer.Option(help="What ran the models: tvm, llama.cpp, rkllm, executorch, ...")] = "tvm",
+    runtime: Annotated[
+        str | None, typer.Option(help="What ran the models: tvm, llama.cpp, rkllm, ...; that of NAME@RUNTIME, or tvm.")
+    ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Without measurements: models to measure, the first first.")] = 20,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for these models.")] = Path("to-measure"),
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 10,
@@ -132,13 +134,15 @@ def device_calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Correct a device's predictor by what you measured, or say what to measure."""
+    from hardware_profiles.catalog import divided
     from nas import calibration, devices, screen, workflow
     from search_spaces import Workload
 
-    profile = workflow.device(name)
+    device, named = divided(name)
+    profile, ran_by = workflow.device(device), runtime or named
     workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     if measurements is not None:
-        screen.show_calibration(calibration.calibrate(profile, measurements, workload, seed, runtime), as_json)
+        screen.show_calibration(calibration.calibrate(profile, measurements, workload, seed, ran_by), as_json)
         return
     chosen = calibration.suggest(profile, devices.space_named(space), workload, budget, seed, output)
     if as_json:
@@ -193,11 +197,11 @@ def device_validate(
     """Compare what is predicted with kernels and models timed now, which no fit has seen, or with your measurements."""
     from nas import devices, screen, workflow
 
+    profile = workflow.device(in_runtime(name, runtime))
     if measurements is not None:
         from cost_models.models import cost_model
         from nas import calibration
 
-        profile = workflow.device(in_runtime(name, runtime))
         agreed = calibration.agreement(profile, measurements, cost_model("auto", profile), devices.WORKLOAD)
         if report is not None:
             from nas.report.agreement import write_agreement
@@ -207,7 +211,7 @@ def device_validate(
         return
     with screen.progress_bar() as progress:
         found = devices.validate(
-            workflow.device(name), space, kernels, models, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)
+            profile, space, kernels, models, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)
         )
     if as_json:
         screen.print_json(found)

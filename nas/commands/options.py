@@ -22,5 +22,7 @@ Seed = Annotated[int, typer.Option(min=0, help="What is drawn.")]
 
 
 def in_runtime(device: str, runtime: str | None) -> str:
-    """The name of a device in a runtime."""
-    return f"{device.partition('@')[0]}@{runtime}" if runtime else device
+    """The name of a device in a runtime, by default that of NAME@RUNTIME."""
+    from hardware_profiles.catalog import divided
+
+    return f"{divided(device)[0]}@{runtime}" if runtime else device

@@ -20,6 +20,7 @@ from experiments import shipped_runtimes
 from experiments.benchmarks import fewshot
 from hardware_profiles import Basis, load
 from hardware_profiles.catalog import SHIPPED
+from hardware_profiles.files import read
 from nas import calibration
 from nas.devices import WORKLOAD
 from nas.errors import NasError
@@ -264,6 +265,23 @@ def test_published_figures_price_a_model_that_they_leave_out(run: Any, data: Pat
     assert set(model.bases(kernels)) == {Basis.CALIBRATED}
     assert Basis.CALIBRATED not in model.bases([replace(kernel, precision=Precision.INT4) for kernel in kernels])
     assert Basis.CALIBRATED not in model.bases([Kernel(KernelKind.CONV, 64, 64, 27, precision=Precision.W8A8)])
+
+
+@pytest.mark.parametrize(
+    "named", [["orange-pi-5@mine"], ["orange-pi-5", "--runtime", "mine"], ["orange-pi-5@rkllm", "--runtime", "mine"]]
+)
+def test_the_runtime_of_a_name_is_the_one_that_is_calibrated(run: Any, data: Path, named: list[str]) -> None:
+    file = data / "figures.csv"
+    file.write_text((SHIPPED / "orange-pi-5" / "figures.csv").read_text().replace("rkllm", "mine"))
+    done = run("device", "calibrate", *named, "-m", str(file), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runtime"] == "mine"
+    mine, shipped = data / "data" / "devices" / "orange-pi-5", SHIPPED / "orange-pi-5"
+    assert {path.name for path in mine.glob("calibration*")} == {"calibration-mine.json", "calibration-rkllm.json"}
+    assert (mine / "calibration-rkllm.json").read_bytes() == (shipped / "calibration-rkllm.json").read_bytes()
+    assert read(mine).title == read(shipped).title
+    agreed = json.loads(run("device", "validate", "orange-pi-5@mine", "-m", str(file), "--json").stdout)
+    assert agreed["all"]["measurements"] == 16
 
 
 def test_a_runtime_that_nobody_calibrated_is_refused(run: Any, data: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,6 +252,23 @@ def test_a_device_is_timed_where_it_is(data: Path) -> None:
         devices.board("127.0.0.1:9190", None, 10.0)
     with pytest.raises(ValueError, match="unknown space"):
         devices.space_named("tinny")
+
+
+def test_what_tvm_compiles_tells_nothing_of_another_runtime(data: Path, tmp_path: Path) -> None:
+    board, llama = Board(), own(load("raspberry-pi-5@llama.cpp"))
+    stored = {path: path.read_bytes() for path in llama.folder.iterdir()}
+    llama = load("raspberry-pi-5@llama.cpp")
+    calls: list[Callable[[], object]] = [
+        lambda: devices.measure(llama, "tiny", Plan(60), 0, silent, board),  # type: ignore[arg-type]
+        lambda: devices.estimate(llama, "tiny", 20, 20, 0, silent),
+        lambda: devices.validate(llama, "tiny", 20, 0, 0, silent, board),  # type: ignore[arg-type]
+        lambda: devices.kit(llama, "tiny", 20, 0, tmp_path / "kit.tar"),
+    ]
+    for call in calls:
+        with pytest.raises(NasError, match=r"raspberry-pi-5@llama.cpp: .*name raspberry-pi-5 alone, or .* calibrate"):
+            call()
+    assert not board.timed
+    assert {path: path.read_bytes() for path in llama.folder.iterdir()} == stored
 
 
 def test_validation_draws_apart_and_counts_right(data: Path) -> None:

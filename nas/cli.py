@@ -11,7 +11,17 @@ import typer
 
 from nas.commands.bench import bench_app
 from nas.commands.device import device_app
-from nas.commands.options import DEFAULT_STORAGE, AsJson, Device, Name, Runtime, Storage, in_runtime
+from nas.commands.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Device,
+    Name,
+    NewTokens,
+    PromptTokens,
+    Runtime,
+    Storage,
+    in_runtime,
+)
 from nas.commands.supernet import supernet_app
 
 #: Where the files of experiments are kept.
@@ -141,8 +151,8 @@ def predict(
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     cost_model: Annotated[str, typer.Option(help="auto, learned or roofline.")] = "auto",
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 10,
-    new_tokens: Annotated[int, typer.Option(min=1)] = 2,
+    prompt_tokens: PromptTokens = 10,
+    new_tokens: NewTokens = 2,
     as_json: AsJson = False,
 ) -> None:
     """Price a model on a device, by phase and by kernel."""

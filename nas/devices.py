@@ -134,14 +134,21 @@ def board(tracker: str | None, key: str | None, deadline_s: float) -> Board | No
 
 
 def validate(
-    profile: Profile, space: str, kernels: int, models: int, seed: int, progress: Progress, board: Board | None
+    profile: Profile,
+    space: str,
+    workload: Workload,
+    kernels: int,
+    models: int,
+    seed: int,
+    progress: Progress,
+    board: Board | None,
 ) -> dict[str, Any]:
     """Predicted against measured on fresh kernels and, on this machine, fresh whole models."""
     from nas import validation
 
     _check_place(profile, board)
     timer = board.timer(profile) if board else None
-    return validation.validate(profile, space_named(space), WORKLOAD, kernels, models, seed, progress, timer)
+    return validation.validate(profile, space_named(space), workload, kernels, models, seed, progress, timer)
 
 
 def estimate(

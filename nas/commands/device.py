@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.commands.options import AsJson, Runtime, Seed, Space, in_runtime
+from nas.commands.options import AsJson, NewTokens, PromptTokens, Runtime, Seed, Space, in_runtime
 
 device_app = typer.Typer(help="Measure, estimate or validate a device.", no_args_is_help=True)
 
@@ -127,8 +127,8 @@ def device_calibrate(
     ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Without measurements: models to measure, the first first.")] = 20,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for these models.")] = Path("to-measure"),
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 10,
-    new_tokens: Annotated[int, typer.Option(min=1)] = 2,
+    prompt_tokens: PromptTokens = 10,
+    new_tokens: NewTokens = 2,
     space: Space = "tiny",
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -144,14 +144,16 @@ def device_calibrate(
     if measurements is not None:
         screen.show_calibration(calibration.calibrate(profile, measurements, workload, seed, ran_by), as_json)
         return
-    chosen = calibration.suggest(profile, devices.space_named(space), workload, budget, seed, output)
+    chosen = calibration.suggest(profile.in_runtime(ran_by), devices.space_named(space), workload, budget, seed, output)
+    file = output / calibration.MEASURED_AS
+    asked = f"{in_runtime(name, runtime)} --prompt-tokens {prompt_tokens} --new-tokens {new_tokens}"
+    after = f"nas device calibrate {asked} -m {file}"
     if as_json:
-        screen.print_json({"device": name, "configs": chosen, "folder": str(output)})
+        screen.print_json({"device": name, "configs": chosen, "folder": str(output), "next": after})
     else:
         screen.out.print(
             f"{len(chosen)} models in {output}, the one that tells most first: {', '.join(chosen)}\n"
-            f"fill in {output}/{calibration.MEASURED_AS}, then: nas device calibrate {name} -m "
-            f"{output}/{calibration.MEASURED_AS}",
+            f"fill in {file}, then: {after}",
             markup=False,
             soft_wrap=True,
         )
@@ -186,6 +188,8 @@ def device_validate(
     models: Annotated[int, typer.Option(min=0, help="Whole models to time, on host.")] = 20,
     measurements: Measurements = None,
     runtime: Runtime = None,
+    prompt_tokens: PromptTokens = 10,
+    new_tokens: NewTokens = 2,
     report: Annotated[Path | None, typer.Option(help="HTML file with a plot of the measurements.")] = None,
     rpc_tracker: Tracker = None,
     rpc_key: Key = None,
@@ -196,23 +200,24 @@ def device_validate(
 ) -> None:
     """Compare what is predicted with kernels and models timed now, which no fit has seen, or with your measurements."""
     from nas import devices, screen, workflow
+    from search_spaces import Workload
 
     profile = workflow.device(in_runtime(name, runtime))
+    workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     if measurements is not None:
         from cost_models.models import cost_model
         from nas import calibration
 
-        agreed = calibration.agreement(profile, measurements, cost_model("auto", profile), devices.WORKLOAD)
+        agreed = calibration.agreement(profile, measurements, cost_model("auto", profile), workload)
         if report is not None:
             from nas.report.agreement import write_agreement
 
             agreed["report"] = str(write_agreement(agreed, report))
         screen.show_agreement(agreed, as_json)
         return
+    board = devices.board(rpc_tracker, rpc_key, deadline)
     with screen.progress_bar() as progress:
-        found = devices.validate(
-            profile, space, kernels, models, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)
-        )
+        found = devices.validate(profile, space, workload, kernels, models, seed, progress, board)
     if as_json:
         screen.print_json(found)
     else:

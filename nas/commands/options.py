@@ -15,8 +15,8 @@ Runtime = Annotated[
     str | None, typer.Option("--runtime", help="What runs the models, where the device is calibrated for it.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")]
-
-
+PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of the request's prompt, without the image's.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens of its answer.")]
 Space = Annotated[str, typer.Option(help="The space whose kernels are drawn.")]
 Seed = Annotated[int, typer.Option(min=0, help="What is drawn.")]
 

@@ -24,7 +24,7 @@ from hardware_profiles.files import read
 from nas import calibration
 from nas.devices import WORKLOAD
 from nas.errors import NasError
-from search_spaces import SPACES, Kernel, KernelKind, Precision
+from search_spaces import SPACES, Kernel, KernelKind, Precision, Workload
 from search_spaces.reference import reference_decoder
 
 TINY = SPACES["tiny"]
@@ -214,6 +214,43 @@ def test_the_commands_calibrate_and_show_a_plot(run: Any, data: Path) -> None:
     assert "predicted against measured" in page.read_text()
     shown = json.loads(run("devices", "raspberry-pi-4", "--json").stdout)
     assert shown["latency"]["calibration"]["tvm"]["measurements"] == 30
+
+
+def test_the_request_that_was_measured_goes_from_command_to_command(run: Any, data: Path) -> None:
+    request = ("--prompt-tokens", "70", "--new-tokens", "9")
+    done = run("device", "calibrate", "raspberry-pi-4", "--budget", "5", *request, "-o", "todo", "--json")
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)["next"].split()
+    assert after[0] == "nas"
+    file, workload = data / "todo" / calibration.MEASURED_AS, Workload(prompt_tokens=70, new_tokens=9)
+    lines = ["config,phase,latency_ms"]
+    for path in sorted(file.parent.glob("*.json")):
+        for phase in ("prefill", "request"):
+            one = calibration.observed(calibration.config_in(path), phase, 1.0, BASE, workload)
+            kernels, counts = zip(*one.kernels, strict=True)
+            measured_s = 2 * float(BASE.latencies_s(kernels) @ np.array(counts)) + one.overhead_s
+            lines.append(f"{path.name},{phase},{1e3 * measured_s:.4f}")
+    file.write_text("\n".join(lines) + "\n")
+    done = run(*after[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["error"]["mape_after"] < 0.05
+    judged = json.loads(run("device", "validate", "raspberry-pi-4", *request, "-m", str(file), "--json").stdout)
+    assert judged["all"]["within_10_percent"] == 1.0
+    other = json.loads(run("device", "validate", "raspberry-pi-4", "-m", str(file), "--json").stdout)
+    assert other["all"]["within_10_percent"] == 0.0
+
+
+def test_models_to_measure_are_chosen_for_the_runtime_that_is_named(run: Any, data: Path) -> None:
+    for named in (["orange-pi-5@rkllm"], ["orange-pi-5", "--runtime", "rkllm"]):
+        done = run("device", "calibrate", *named, "--budget", "2")
+        assert done.returncode == 0, done.stderr
+        assert "nas device calibrate orange-pi-5@rkllm --prompt-tokens 10 --new-tokens 2 -m to-measure/" in done.stdout
+    profile = load("orange-pi-5")
+    by_tvm, by_rkllm = (
+        calibration.suggest(profile.in_runtime(name), TINY, WORKLOAD, 2, 0, data / name) for name in ("tvm", "rkllm")
+    )
+    assert by_tvm != by_rkllm
+    assert done.stdout.split("first: ")[1].splitlines()[0] == ", ".join(by_rkllm)
 
 
 def test_few_measurements_rank_networks_of_published_devices() -> None:

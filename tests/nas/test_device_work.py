@@ -261,7 +261,7 @@ def test_what_tvm_compiles_tells_nothing_of_another_runtime(data: Path, tmp_path
     calls: list[Callable[[], object]] = [
         lambda: devices.measure(llama, "tiny", Plan(60), 0, silent, board),  # type: ignore[arg-type]
         lambda: devices.estimate(llama, "tiny", 20, 20, 0, silent),
-        lambda: devices.validate(llama, "tiny", 20, 0, 0, silent, board),  # type: ignore[arg-type]
+        lambda: devices.validate(llama, "tiny", devices.WORKLOAD, 20, 0, 0, silent, board),  # type: ignore[arg-type]
         lambda: devices.kit(llama, "tiny", 20, 0, tmp_path / "kit.tar"),
     ]
     for call in calls:

@@ -69,6 +69,20 @@ def divided(name_or_path: str) -> tuple[str, str]:
     return device, runtime
 
 
+def called(name_or_path: str) -> str:
+    """What `load` of this would be `called`: @tvm is left out, and a file has the name that stands in it.
+
+    A file that cannot be read is called as it is given.
+    """
+    device, runtime = divided(name_or_path)
+    if device.endswith(_YAML):
+        try:
+            device = read(Path(device)).name
+        except ProfileError:
+            return name_or_path
+    return device if runtime == TVM else f"{device}@{runtime}"
+
+
 def own(profile: Profile, data_folder: Path | None = None, *, with_table: bool = False) -> Profile:
     """The profile in the user's own folder, copied there if need be: measurements of one board are not shipped.
 

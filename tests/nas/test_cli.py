@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -14,11 +15,25 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from typer.main import get_command
 
+from nas.cli import app
 from search_spaces import SPACES
 
-ALONE = tuple((name,) for name in ("search", "front", "best", "predict", "devices", "report", "export", "measure"))
-COMMANDS = (*(name for (name,) in ALONE), "device", "bench")
+ROOT = Path(__file__).parents[2]
+
+
+def commands_in(group: Any, *words: str) -> dict[tuple[str, ...], Any]:
+    """Every command and group by its words, as the parser knows them."""
+    found = {}
+    for name, command in group.commands.items():
+        found[(*words, name)] = command
+        if hasattr(command, "commands"):
+            found |= commands_in(command, *words, name)
+    return found
+
+
+COMMANDS = commands_in(get_command(app))
 
 
 @pytest.fixture(scope="module")
@@ -210,20 +225,24 @@ def test_an_unreadable_image_of_the_user_is_named(run: Any, experiment: Callable
     assert not (tmp_path / "runs" / "nas.db").exists() or run("front").returncode == 2
 
 
-def test_help_names_every_command_and_the_readme_too(run: Any) -> None:
-    told = run("--help").stdout
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
-    for command in COMMANDS:
-        assert f"  {command} " in told
-        assert f"nas {command}" in readme, command
-    for command in (
-        *ALONE,
-        ("device", "measure"),
-        ("device", "estimate"),
-        ("device", "validate"),
-        ("bench", "predictor"),
-    ):
-        assert "--json" in run(*command, "--help").stdout
+def test_help_names_every_command(run: Any) -> None:
+    groups = {(): get_command(app)} | {words: found for words, found in COMMANDS.items() if hasattr(found, "commands")}
+    assert {("device",), ("supernet",), ("bench",)} <= groups.keys()
+    for words, group in groups.items():
+        told = run(*words, "--help").stdout
+        for name, command in group.commands.items():
+            assert re.search(rf"^ +{name} +\S", told, re.MULTILINE), (*words, name)
+            assert command.get_short_help_str()
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_prints_json_and_stands_in_the_documents(words: tuple[str, ...]) -> None:
+    documents = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    assert re.search(rf"\bnas {' '.join(words)}\b", documents)
+    if not hasattr(COMMANDS[words], "commands"):
+        assert any("--json" in parameter.opts for parameter in COMMANDS[words].params)
+    if len(words) == 1:
+        assert f"nas {words[0]}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_empty_front_is_one_clear_line(run: Any, experiment: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,10 @@ Device = Annotated[str | None, typer.Option("--device", "-d", help="A device's n
 Runtime = Annotated[
     str | None, typer.Option("--runtime", help="What runs the models, where the device is calibrated for it.")
 ]
+StoredId = Annotated[str, typer.Argument(metavar="ID", help="Id of a stored model, or its beginning.")]
+ConfigOrId = Annotated[str, typer.Argument(help="A config.json, or the id of a stored model.")]
+Format = Annotated[str, typer.Option("--format", "-f", help="onnx, tvm or config.")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")]
 PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of the request's prompt, without the image's.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens of its answer.")]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from cost_models.errors import CostError
@@ -38,14 +40,26 @@ class TableRow:
 
 def append(path: Path, row: TableRow) -> None:
     """Add a line at once, so that a killed measurement keeps what it finished."""
-    fresh = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(COLUMNS)
-        numbers = {"latency_s": f"{row.latency_s:.6e}", "repeat_s": f"{row.repeat_s:.6e}", "basis": row.basis.value}
-        written = cells(row.kernel) | numbers
-        writer.writerow([written[name] for name in COLUMNS])
+    numbers = {"latency_s": f"{row.latency_s:.6e}", "repeat_s": f"{row.repeat_s:.6e}", "basis": row.basis.value}
+    written = cells(row.kernel) | numbers
+    append_line(path, _csv_line(written[name] for name in COLUMNS), header=_csv_line(COLUMNS))
+
+
+def append_line(path: Path, line: str, header: str = "") -> None:
+    """Add a line to any file of lines; a last one that a kill cut short is dropped, an empty file gets the header."""
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        if size and file.read(1) != b"\n":
+            file.seek(0)
+            size = file.truncate(file.read().rfind(b"\n") + 1)
+        file.write((line if size else header + line).encode("utf-8"))
+
+
+def _csv_line(row: Iterable[str]) -> str:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerow(row)
+    return text.getvalue()
 
 
 def cells(kernel: Kernel) -> dict[str, str]:
@@ -83,14 +97,18 @@ def read(path: Path) -> dict[Kernel, TableRow]:
                 raise CostError(f"{path}: the first line must be {','.join(COLUMNS)}")
             continue
         try:
-            row = _row(dict(zip(COLUMNS, cells, strict=True)))
+            row = row_of(cells)
         except ValueError as error:
-            raise CostError(f"{path}, line {number}: {error}") from None
+            raise CostError(f"{path}, line {number}: {error}; delete the line") from None
         rows[row.kernel] = row
     return rows
 
 
-def _row(cells: dict[str, str]) -> TableRow:
+def row_of(written: Sequence[str]) -> TableRow:
+    """The row of these cells, in the order of the columns; raises ValueError."""
+    if len(written) != len(COLUMNS):
+        raise ValueError(f"a row has {len(COLUMNS)} cells, but got {len(written)}")
+    cells = dict(zip(COLUMNS, written, strict=True))
     latency_s, repeat_s = float(cells["latency_s"]), float(cells["repeat_s"])
     if not (0 < latency_s < float("inf") and 0 < repeat_s < float("inf")):
         raise ValueError(f"latencies must be positive and finite, but got {latency_s} and {repeat_s}")

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from pydantic import ValidationError
 
 from hardware_profiles.facts import Basis, Fact
 from hardware_profiles.files import user_devices, write
@@ -57,8 +58,20 @@ _ARM_PARTS = {
 def detect_host(llvm_cpu: str | None = None, data_folder: Path | None = None) -> Profile:
     """Measures this machine (under 5 s on a quiet one) and stores its profile in the user's folder.
 
-    `llvm_cpu` is LLVM's name for the processor; None takes one that is sure to run here, if not the best.
+    `llvm_cpu` is LLVM's name for the processor; None takes one that is sure to run here, if not the best. A system that
+    hides its memory, or whose answers contradict each other, raises ProfileError; what else it hides is assumed.
     """
+    try:
+        profile = _measured(llvm_cpu)
+    except (OSError, ValidationError) as error:
+        raise ProfileError(
+            f"this machine could not be described: {' '.join(str(error).split())}; describe it by what its box says: "
+            "nas device new"
+        ) from error
+    return write(profile, user_devices(data_folder) / HOST)
+
+
+def _measured(llvm_cpu: str | None) -> Profile:
     chip = chip_name()
     when = datetime.now(UTC).date().isoformat()
     caches = _caches()
@@ -76,7 +89,7 @@ def detect_host(llvm_cpu: str | None = None, data_folder: Path | None = None) ->
         return Fact[int](value=value, basis=Basis.MEASURED, source=f"{how}; {chip}, {when}")
 
     one_core = Peaks(fp32=measured(peak, "numpy fp32 matrix products of 512 and 1024 on one thread, the fastest run"))
-    profile = Profile(
+    return Profile(
         schema_version=1,
         name=HOST,
         title=f"This machine ({chip})",
@@ -119,7 +132,6 @@ def detect_host(llvm_cpu: str | None = None, data_folder: Path | None = None) ->
             ),
         ),
     )
-    return write(profile, user_devices(data_folder) / HOST)
 
 
 def chip_name() -> str:
@@ -156,9 +168,10 @@ def _arm_cpu(info: dict[str, str]) -> str:
 
 def _cpuinfo() -> dict[str, str]:
     """The first processor's lines of /proc/cpuinfo; empty where the system has none."""
-    if not _CPUINFO.is_file():
+    try:
+        first = _CPUINFO.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+    except OSError:
         return {}
-    first = _CPUINFO.read_text(encoding="utf-8").split("\n\n", 1)[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -172,9 +185,9 @@ def _cores() -> int:
 def _clock_hz() -> Fact[float]:
     try:
         clock = psutil.cpu_freq()
-    except (OSError, RuntimeError, NotImplementedError):  # containers and some Macs hide it
+    except (OSError, RuntimeError, NotImplementedError, ValueError):  # containers and some Macs hide it
         clock = None
-    if clock and (mhz := clock.max or clock.current) > 0:
+    if clock and (mhz := clock.max or clock.current or 0) > 0:
         return Fact[float](value=mhz * 1e6, basis=Basis.MEASURED, source="psutil.cpu_freq(), highest where known")
     return Fact[float](value=2.0e9, basis=Basis.ASSUMED, source="the system reports no clock")
 
@@ -182,17 +195,18 @@ def _clock_hz() -> Fact[float]:
 def _caches() -> Caches:
     found = {}
     for index in sorted(_CACHES.glob("index*")):
-        if (index / "type").read_text().strip() == "Instruction":
-            continue
-        size = re.fullmatch(r"(\d+)([KM]?)", (index / "size").read_text().strip())
-        if size:
-            level = int((index / "level").read_text())
-            found[level] = int(size[1]) * {"": 1, "K": 1 << 10, "M": MIB}[size[2]]
+        try:
+            kind, size, level = ((index / name).read_text().strip() for name in ("type", "size", "level"))
+        except (OSError, UnicodeDecodeError):
+            continue  # containers hide a part
+        amount = re.fullmatch(r"([1-9]\d*)([KM]?)", size)
+        if kind != "Instruction" and amount and level.isdecimal():
+            found[int(level)] = int(amount[1]) * {"": 1, "K": 1 << 10, "M": MIB}[amount[2]]
 
     def fact(level: int, assumed: int) -> Fact[int]:
         if level in found:
             return Fact[int](value=found[level], basis=Basis.MEASURED, source=f"{_CACHES}, level {level}")
-        return Fact[int](value=assumed, basis=Basis.ASSUMED, source="the system reports no caches")
+        return Fact[int](value=assumed, basis=Basis.ASSUMED, source="the system reports no such cache")
 
     return Caches(
         l1_bytes=fact(1, 32 << 10), l2_bytes=fact(2, 512 << 10), l3_bytes=fact(3, 8 * MIB) if 3 in found else None
@@ -216,10 +230,12 @@ def _probe(array_bytes: int) -> dict[str, float]:
         raise ProfileError(f"this machine could not be measured: {error.stderr.strip()}") from error
     except subprocess.TimeoutExpired as error:
         raise ProfileError(f"this machine could not be measured within {PROBE_TIMEOUT_S} s: it is too busy") from error
-    answer = json.loads(done.stdout)
-    traffic = answer["bandwidth_bytes_per_s"]
-    return {
-        "peak_ops_per_s": answer["peak_ops_per_s"],
-        "copy_bytes_per_s": traffic["copy"],
-        "read_bytes_per_s": traffic["read"],
-    }
+    try:
+        answer = json.loads(done.stdout)
+        found = {f"{name}_bytes_per_s": float(rate) for name, rate in answer["bandwidth_bytes_per_s"].items()}
+        found["peak_ops_per_s"] = float(answer["peak_ops_per_s"])
+        if not all(0 < found[name] < math.inf for name in ("peak_ops_per_s", "copy_bytes_per_s", "read_bytes_per_s")):
+            raise ValueError("a rate is no positive number")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProfileError(f"this machine could not be measured: {probe.name} said {done.stdout!r}") from error
+    return found

@@ -29,6 +29,10 @@ class ProfileError(ValueError):
     """A profile cannot be found, read or trusted; the message names the file, the key and the nearest known name."""
 
 
+class ProfileWarning(UserWarning):
+    """A profile is another one than before; the message is fit for a user's screen."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -198,6 +202,11 @@ class Profile(_Strict):
         return self.name if self.runtime == TVM else f"{self.name}@{self.runtime}"
 
     @property
+    def full_title(self) -> str:
+        """The title, with the runtime where it is not TVM."""
+        return self.title if self.runtime == TVM else f"{self.title}, {self.runtime}"
+
+    @property
     def runtimes(self) -> tuple[str, ...]:
         """Every runtime that `in_runtime` takes."""
         stored = self.folder.glob(CALIBRATION_OF.format("*"))
@@ -213,7 +222,7 @@ class Profile(_Strict):
         """The same device, its models run by `runtime`."""
         if not NAME.fullmatch(runtime):
             raise ProfileError(f"a runtime is named by lower-case letters, digits, . _ or -, but got {runtime!r}")
-        copy = self.model_copy(update={"title": f"{self.title}, {runtime}"} if runtime != self.runtime else None)
+        copy = self.model_copy()
         copy._runtime = runtime
         return copy
 

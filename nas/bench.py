@@ -49,8 +49,8 @@ def predictor(
     `static` prices the same kernels and models by static estimation as if the machine were out of reach; `compared`
     kernels (0: none) are timed against torch and onnxruntime too.
     """
-    if profile.name != "host":
-        raise NasError(f"only host can be timed here; for {profile.name}: nas device validate {profile.name}")
+    if profile.called != "host":
+        raise NasError(f"only host can be timed here; for {profile.called}: nas device validate {profile.called}")
     model = LearnedModel.of(profile)
     timed_kernels = held_out_kernels(profile, space, workload, kernels, seed, progress)
     timed_models = held_out_models(profile, space, workload, models, seed, progress)

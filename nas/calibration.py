@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +28,8 @@ from cost_models.corrected import CorrectedModel, Observation, choose_observatio
 from cost_models.features import cached_weight_bytes
 from cost_models.models import CostModel, plain_model
 from cost_models.roofline import least_s
-from hardware_profiles import Profile
-from hardware_profiles.catalog import own
+from hardware_profiles import Basis, Profile
+from hardware_profiles.catalog import own, owned
 from hardware_profiles.profile import TVM
 from nas.errors import NasError
 from nas.kernel_table import GRAPH_PHASES
@@ -41,7 +42,7 @@ PHASES = {**GRAPH_PHASES, "request": tuple(Phase)}
 #: Columns of published figures; a token's context is assumed where `tokens` is empty.
 FIGURES = ("runtime", "model", "precision", "phase", "tokens", "value", "unit", "source")
 _ASSUMED_TOKENS = {"prefill": 128, "decode": 256}
-#: Seconds from a value in a unit, for so many tokens.
+#: Seconds from a value in a unit, for so many tokens; and the units of each phase of published figures.
 _UNITS: dict[str, Callable[[float, int], float]] = {
     "ms": lambda value, tokens: value * 1e-3,
     "ms/token": lambda value, tokens: tokens * value * 1e-3,
@@ -49,6 +50,15 @@ _UNITS: dict[str, Callable[[float, int], float]] = {
     "tokens/s": lambda value, tokens: tokens / value,
     "images/s": lambda value, tokens: 1.0 / value,
 }
+_PHASE_UNITS = {
+    "encode": ("ms", "s", "images/s"),
+    "prefill": ("ms", "ms/token", "s", "tokens/s"),
+    "decode": ("ms", "ms/token", "s", "tokens/s"),
+}
+#: Measurements so many times as long as predicted, or as short, are in another unit than their column's.
+_OTHER_UNIT = 300.0
+#: What the kit writes where the board got slower by more than a tenth.
+_SLOWER = re.compile(r"# slower (\d+\.\d+)")
 #: Trust below this is told.
 _DOUBTED = 0.35
 #: The file that `suggest` leaves to be filled in.
@@ -56,12 +66,12 @@ MEASURED_AS = "measurements.csv"
 
 
 def read_measurements(path: Path, model: CostModel, workload: Workload) -> tuple[list[Observation], list[str]]:
-    """(what was measured, notes on how); raises NasError with the line that is wrong."""
+    """(what was measured, notes on how); raises NasError with the line that is wrong and what mends it."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise NasError(f"{path}: cannot be read ({error})") from None
-    slower = [float(line.split()[-1]) for line in lines if line.startswith("# slower")]
+    slower = [float(told[1]) for line in lines if (told := _SLOWER.fullmatch(line))]
     notes = (
         [
             f"the board got up to {max(slower):.2f} times slower while it was measured (throttling?): cool it, delete "
@@ -73,17 +83,37 @@ def read_measurements(path: Path, model: CostModel, workload: Workload) -> tuple
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     if not numbered:
         raise NasError(f"{path}: no measurements in it")
-    header = tuple(next(csv.reader([numbered[0][1]])))
-    if header == table.COLUMNS:
-        return _kernels(path, numbered[1:]), notes
-    if header == COLUMNS:
-        return _phases(path, numbered[1:], model, workload), notes
+    (first, written), rows = numbered[0], numbered[1:]
+    header = tuple(next(csv.reader([written])))
+    if header not in (table.COLUMNS, COLUMNS, FIGURES):
+        raise NasError(
+            f"{path}, line {first}: the first line must be {','.join(COLUMNS)}, {','.join(FIGURES)} or that of a "
+            f"kernel table ({','.join(table.COLUMNS)})"
+        )
+    if not rows:
+        raise NasError(f"{path}, line {first}: nothing stands below this first line; add a line a measurement")
     if header == FIGURES:
-        return _figures(path, numbered[1:], model.profile.runtime), notes
-    raise NasError(
-        f"{path}, line {numbered[0][0]}: the first line must be {','.join(COLUMNS)}, {','.join(FIGURES)} or that of a "
-        f"kernel table ({','.join(table.COLUMNS)})"
-    )
+        return _figures(path, rows, model.profile.runtime), notes
+    found = _kernels(path, rows) if header == table.COLUMNS else _phases(path, rows, model, workload)
+    factor = _factor(model, found)
+    quick = 1 / _OTHER_UNIT if model.profile.runtime == TVM else 0.0  # a runtime may use an accelerator
+    if not quick < factor < _OTHER_UNIT:
+        column, unit = ("latency_s", "seconds") if header == table.COLUMNS else ("latency_ms", "milliseconds")
+        raise NasError(
+            f"{path}, line {rows[0][0]}: {column} of this and most other lines is {factor:.2g} times what is predicted "
+            f"for {model.profile.called}: give {unit}, or name the device that was measured"
+        )
+    return found, notes
+
+
+def _predicted_s(model: CostModel, one: Observation) -> float:
+    kernels, counts = zip(*one.kernels, strict=True)
+    return float(model.latencies_s(kernels) @ np.array(counts)) + one.overhead_s
+
+
+def _factor(model: CostModel, observations: Sequence[Observation]) -> float:
+    """The median of measured over predicted."""
+    return float(np.exp(np.median([np.log(one.seconds / _predicted_s(model, one)) for one in observations])))
 
 
 def _figures(path: Path, numbered: Sequence[tuple[int, str]], runtime: str) -> list[Observation]:
@@ -106,8 +136,13 @@ def _figures(path: Path, numbered: Sequence[tuple[int, str]], runtime: str) -> l
 
 def _figure(row: dict[str, str]) -> Observation:
     phase, unit, written = row["phase"], row["unit"], row["value"]
-    if phase not in ("encode", "prefill", "decode") or unit not in _UNITS:
-        raise ValueError(f"a phase is encode, prefill or decode, a unit one of {', '.join(_UNITS)}, but got {row}")
+    units = _PHASE_UNITS.get(phase, ())
+    if unit not in units:
+        raise ValueError(
+            f"a phase is {', '.join(_PHASE_UNITS)}, a unit one of {', '.join(units or _UNITS)}, but got {phase}, {unit}"
+        )
+    if row["tokens"] and int(row["tokens"]) < 1:
+        raise ValueError(f"tokens are 1 or more, but got {row['tokens']}")
     precision = Precision(row["precision"])
     if phase == "encode":
         encoder = reference_encoder(row["model"])
@@ -129,17 +164,22 @@ def _figure(row: dict[str, str]) -> Observation:
 
 def _kernels(path: Path, numbered: Sequence[tuple[int, str]]) -> list[Observation]:
     found: dict[Kernel, Observation] = {}
-    for position, (number, line) in enumerate(numbered, 1):
+    measured = Basis.MEASURED.value
+    for number, line in numbered:
         cells = next(csv.reader([line]))
+        cut = len(cells) < len(table.COLUMNS) or (cells[-1] != measured and measured.startswith(cells[-1]))
+        if cut and number < numbered[-1][0]:
+            continue  # a run of the kit was stopped within this line, the next one went on
+        if cut:
+            raise NasError(
+                f"{path}, line {number}: the last line is cut short; run the kit again, which goes on from there, or "
+                "delete the line"
+            )
         try:
-            row = dict(zip(table.COLUMNS, cells, strict=True))
-            kernel, seconds = table.kernel_of(row), (float(row["latency_s"]) + float(row["repeat_s"])) / 2
-        except (ValueError, KeyError) as error:
-            if len(cells) < len(table.COLUMNS) and position < len(numbered):
-                continue  # a run of the kit was stopped within this line
-            raise NasError(f"{path}, line {number}: {error}") from None
-        _check_positive(seconds, path, number)
-        found[kernel] = Observation(str(kernel), ((kernel, 1),), seconds, part=kernel.kind.value)
+            row = table.row_of(cells)
+        except ValueError as error:
+            raise NasError(f"{path}, line {number}: {error}; delete the line, and run the kit again") from None
+        found[row.kernel] = Observation(str(row.kernel), ((row.kernel, 1),), row.mean_s, part=row.kernel.kind.value)
     return list(found.values())
 
 
@@ -150,28 +190,34 @@ def _phases(path: Path, numbered: Sequence[tuple[int, str]], model: CostModel, w
         if len(cells) != len(COLUMNS) or cells[1] not in PHASES:
             raise NasError(
                 f"{path}, line {number}: a line is {','.join(COLUMNS)}, a phase one of {', '.join(PHASES)}, "
-                f"but got {line!r}"
+                f"but got {line!r}; complete or delete it"
             )
         name, phase, written = cells
         try:
-            config = config_in(path.parent / name)
-            seconds = float(written) * 1e-3
+            config, milliseconds = config_in(path.parent / name), _milliseconds(written)
         except (OSError, ValueError) as error:
             raise NasError(f"{path}, line {number}: {error}") from None
-        _check_positive(seconds, path, number)
         decimals = len(written.partition(".")[2]) if "e" not in written.lower() else 9
-        found.append(observed(config, phase, seconds, model, workload, resolution_s=1e-3 * 10.0**-decimals))
+        resolution_s = 1e-3 * 10.0**-decimals
+        found.append(observed(config, phase, milliseconds * 1e-3, model, workload, resolution_s))
     return found
+
+
+def _milliseconds(written: str) -> float:
+    if not written.strip():
+        raise ValueError("latency_ms is empty; fill it in, or delete the line")
+    try:
+        value = float(written)
+    except ValueError:
+        raise ValueError(f"latency_ms is milliseconds, a number without a unit, but got {written!r}") from None
+    if not 0 < value < float("inf"):
+        raise ValueError(f"a latency is positive and finite, but got {written}; measure it again, or delete the line")
+    return value
 
 
 def config_in(path: Path) -> VLMConfig:
     """The config in a JSON file."""
     return VLMConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _check_positive(seconds: float, path: Path, number: int) -> None:
-    if not 0 < seconds < float("inf"):
-        raise NasError(f"{path}, line {number}: a latency is positive and finite, but got {seconds}")
 
 
 def observed(
@@ -193,10 +239,13 @@ def observed(
 
 def calibrate(profile: Profile, path: Path, workload: Workload, seed: int, runtime: str = TVM) -> dict[str, Any]:
     """Correct the device's predictor by a file of measurements; the correction lives in the user's own folder."""
-    profile = own(profile, with_table=True).in_runtime(runtime)
-    base = plain_model("auto", profile)
+    base = plain_model("auto", (owned(profile) or profile).in_runtime(runtime))
     observations, notes = read_measurements(path, base, workload)
     model, trust = CorrectedModel.fit(base, observations, seed)
+    profile = own(profile, with_table=True).in_runtime(runtime)
+    model.base = plain_model(
+        "auto", profile
+    )  # the same predictor; a copy is made for measurements that make sense only
     stored = model.save(observations)
     return {
         "device": profile.name,
@@ -221,14 +270,7 @@ def contradictions(base: CostModel, observations: Sequence[Observation]) -> list
             f"{faster} of {len(seconds)} measurements are faster than the profile's peak and bandwidth allow: its "
             "clock, cores or bandwidth are too low, or another device was measured"
         )
-    predicted = np.array(
-        [
-            float(base.latencies_s([k for k, _ in one.kernels]) @ np.array([n for _, n in one.kernels]))
-            + one.overhead_s
-            for one in observations
-        ]
-    )
-    factor = float(np.exp(np.median(np.log(seconds / predicted))))
+    factor = _factor(base, observations)
     threads = profile.threads.value
     if threads > 1 and threads / 1.6 < factor < threads * 1.6:
         notes.append(
@@ -248,8 +290,7 @@ def agreement(profile: Profile, path: Path, model: CostModel, workload: Workload
     observations, notes = read_measurements(path, model, workload)
     rows, errors, parts = [], list[float](), list[str]()
     for one in observations:
-        kernels, counts = zip(*one.kernels, strict=True)
-        predicted = float(model.latencies_s(kernels) @ np.array(counts)) + one.overhead_s
+        predicted = _predicted_s(model, one)
         rows.append({"label": one.label, "part": one.part, "predicted_s": predicted, "measured_s": one.seconds})
         errors.append(predicted / one.seconds - 1.0)
         parts.append(one.part)

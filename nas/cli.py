@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +13,21 @@ import typer
 
 from nas.commands.bench import bench_app
 from nas.commands.device import device_app
-from nas.commands.options import DEFAULT_STORAGE, AsJson, Device, Name, Runtime, Storage, in_runtime
+from nas.commands.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    ConfigOrId,
+    Device,
+    Folder,
+    Format,
+    Name,
+    NewTokens,
+    PromptTokens,
+    Runtime,
+    Storage,
+    StoredId,
+    in_runtime,
+)
 from nas.commands.supernet import supernet_app
 
 #: Where the files of experiments are kept.
@@ -41,7 +58,6 @@ def search(
 ) -> None:
     """Run an experiment, or go on with it; ends with the front, measured, and a report."""
     from nas import screen, workflow
-    from nas.archive import Archive
     from nas.experiment import read_experiment
     from nas.query import as_json as evaluation_json
 
@@ -55,18 +71,15 @@ def search(
             asked.seed if seed is None else seed,
             progress,
         )
-    archive, profile = Archive.open(storage, asked.name), workflow.device(asked.device)
-    try:
+    with _opened(storage, asked.name) as (archive, profile):
         if as_json:
             front = [evaluation_json(member, archive, profile) for member in outcome.front]
             screen.print_json({"front": front, "report": str(outcome.report), "seconds": outcome.seconds})
             return
         _show_front(outcome.front, archive, profile)
-        spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())
-        screen.out.print(f"time: {spent}", markup=False)
-        screen.out.print(f"report: {outcome.report.resolve()}", markup=False, soft_wrap=True)
-    finally:
-        archive.close()
+    spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())
+    screen.out.print(f"time: {spent}", markup=False)
+    screen.out.print(f"report: {outcome.report.resolve()}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -80,15 +93,12 @@ def front(
     """Show the front of a stored experiment, priced for any device."""
     from nas import query, screen
 
-    archive, profile = _open(storage, experiment, device, runtime)
-    try:
+    with _opened(storage, experiment, device, runtime) as (archive, profile):
         members = query.front(archive, profile)
         if as_json:
             screen.print_json([query.as_json(member, archive, profile) for member in members])
         else:
             _show_front(members, archive, profile)
-    finally:
-        archive.close()
 
 
 @app.command()
@@ -119,29 +129,26 @@ def best(
         "min_accuracy": min_accuracy,
     }
     caps = {name: limit for name, limit in asked.items() if limit is not None}
-    archive, profile = _open(storage, experiment, device, runtime)
-    try:
+    with _opened(storage, experiment, device, runtime) as (archive, profile):
         member = query.best(archive, profile, caps)
         if as_json:
             screen.print_json(query.as_json(member, archive, profile))
         else:
-            title = f"best of {archive.experiment.name} on {profile.title}"
+            title = f"best of {archive.experiment.name} on {profile.full_title}"
             screen.out.print(screen.detail_table(member, archive, profile, title))
             screen.out.print(screen.basis_line([member], archive, profile), markup=False)
-    finally:
-        archive.close()
 
 
 @app.command()
 def predict(
-    config: Annotated[str, typer.Argument(help="A config.json, or the id of a stored model.")],
+    config: ConfigOrId,
     device: Annotated[str, typer.Option("--device", "-d", help="A device's name.")] = "host",
     runtime: Runtime = None,
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     cost_model: Annotated[str, typer.Option(help="auto, learned or roofline.")] = "auto",
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 10,
-    new_tokens: Annotated[int, typer.Option(min=1)] = 2,
+    prompt_tokens: PromptTokens = 10,
+    new_tokens: NewTokens = 2,
     as_json: AsJson = False,
 ) -> None:
     """Price a model on a device, by phase and by kernel."""
@@ -195,13 +202,10 @@ def report(
     from nas import screen
     from nas.report import write_report
 
-    archive, profile = _open(storage, experiment, None)
-    try:
+    with _opened(storage, experiment) as (archive, profile):
         path = output or RUNS / archive.experiment.name / "report.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         written = write_report(archive, profile, path).resolve()
-    finally:
-        archive.close()
     if as_json:
         screen.print_json({"report": str(written)})
     else:
@@ -210,9 +214,9 @@ def report(
 
 @app.command()
 def export(
-    config_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored model, or its beginning.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="onnx, tvm or config.")] = "onnx",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("exported"),
+    config_id: StoredId,
+    format: Format = "onnx",
+    output: Folder = Path("exported"),
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     device: Device = None,
@@ -222,29 +226,24 @@ def export(
     from nas import screen
     from nas.export import export_member
 
-    archive, profile = _open(storage, experiment, device)
-    try:
+    with _opened(storage, experiment, device) as (archive, profile):
         exported = export_member(archive, profile, config_id, format, output, RUNS / archive.experiment.name)
-    finally:
-        archive.close()
     if as_json:
         screen.print_json(exported)
     else:
-        for path in exported["files"]:
-            screen.out.print(path, markup=False, soft_wrap=True)
-        for note in exported["notes"]:
-            screen.out.print(note, markup=False)
+        for line in (*exported["files"], *exported["notes"]):
+            screen.out.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()
 def compress(
-    config_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored, trained model, or its beginning.")],
+    config_id: StoredId,
     keep: Annotated[float, typer.Option(help="Share of the feed-forward channels that stays.")] = 0.5,
     precision: Annotated[str, typer.Option(help="What its weights become: fp32, fp16, int8, int4 or w8a8.")] = "fp32",
     importance: Annotated[str, typer.Option(help="What scores a channel: l1, l2, fpgm or taylor.")] = "taylor",
     steps: Annotated[int, typer.Option(min=1, help="Training steps after the cut.")] = 150,
-    format: Annotated[str, typer.Option("--format", "-f", help="onnx, tvm or config.")] = "onnx",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("compressed"),
+    format: Format = "onnx",
+    output: Folder = Path("compressed"),
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     device: Device = None,
@@ -254,24 +253,20 @@ def compress(
     from nas import screen
     from nas.compress import compress as shrink
 
-    archive, profile = _open(storage, experiment, device)
-    try:
-        with screen.progress_bar() as progress:
-            found = shrink(
-                archive,
-                profile,
-                config_id,
-                RUNS / archive.experiment.name,
-                output,
-                keep=keep,
-                precision=precision,
-                importance=importance,
-                steps=steps,
-                form=format,
-                progress=progress,
-            )
-    finally:
-        archive.close()
+    with _opened(storage, experiment, device) as (archive, profile), screen.progress_bar() as progress:
+        found = shrink(
+            archive,
+            profile,
+            config_id,
+            RUNS / archive.experiment.name,
+            output,
+            keep=keep,
+            precision=precision,
+            importance=importance,
+            steps=steps,
+            form=format,
+            progress=progress,
+        )
     if as_json:
         screen.print_json(found)
     else:
@@ -282,7 +277,7 @@ def compress(
 
 @app.command()
 def measure(
-    config_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored model, or its beginning.")],
+    config_id: StoredId,
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     as_json: AsJson = False,
@@ -291,13 +286,9 @@ def measure(
     from nas import query, screen
     from nas.measure import measure as measure_members
 
-    archive, profile = _open(storage, experiment, None)
-    try:
+    with _opened(storage, experiment) as (archive, profile), screen.progress_bar() as progress:
         member = query.find(archive, config_id)
-        with screen.progress_bar() as progress:
-            record = measure_members(archive, profile, [member], RUNS / archive.experiment.name, progress)[0]
-    finally:
-        archive.close()
+        record = measure_members(archive, profile, [member], RUNS / archive.experiment.name, progress)[0]
     if as_json:
         screen.print_json(record)
     else:
@@ -315,11 +306,12 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main() -> None:
-    """Entry point: what the user can mend is one line and exit code 2, Ctrl-C is 130."""
+    """Entry point: what the user can mend is one line and exit code 2, Ctrl-C is 130; so are our own warnings."""
+    warnings.formatwarning = _one_line
     try:
         app()
     except ValueError as error:
-        if type(error).__module__.split(".")[0] not in _OWN_PACKAGES:
+        if not _is_own(type(error)):
             raise
         sys.stderr.write(f"nas: {error}\n")
         sys.exit(2)
@@ -328,22 +320,37 @@ def main() -> None:
         sys.exit(130)
 
 
-def _open(storage: str, experiment: str | None, device: str | None, runtime: str | None = None) -> tuple[Any, Any]:
+def _is_own(kind: type) -> bool:
+    return kind.__module__.split(".")[0] in _OWN_PACKAGES
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if _is_own(category):
+        return f"nas: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+@contextmanager
+def _opened(
+    storage: str, experiment: str | None, device: str | None = None, runtime: str | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """An archive, closed in the end, and the profile that it is asked about: the experiment's own by default."""
     from nas.archive import Archive
     from nas.workflow import device as profile_of
 
     archive = Archive.open(storage, experiment)
     try:
-        return archive, profile_of(in_runtime(device or archive.experiment.device, runtime))
-    except BaseException:
+        yield archive, profile_of(in_runtime(device or archive.experiment.device, runtime))
+    finally:
         archive.close()
-        raise
 
 
 def _show_front(members: list[Any], archive: Any, profile: Any) -> None:
     from nas import screen
 
-    title = f"front of {archive.experiment.name} on {profile.title}"
+    title = f"front of {archive.experiment.name} on {profile.full_title}"
     screen.out.print(screen.front_table(members, archive, profile, title))
     screen.out.print(screen.front_models(members, archive), markup=False)
     screen.out.print(screen.basis_line(members, archive, profile), markup=False)

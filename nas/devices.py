@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cost_models import table
 from hardware_profiles import Basis, Profile, load
-from hardware_profiles.catalog import own
+from hardware_profiles.catalog import own, owned, take, unfinished
+from hardware_profiles.profile import TVM
 from nas.errors import NasError
 from nas.kernel_choice import drawn_kernels, wide_kernels
 from nas.kernel_table import Plan, Timer, complete_table, stored_programs
@@ -48,6 +49,7 @@ def kit(profile: Profile, space: str, kernels: int, seed: int, path: Path) -> di
     """Write a tar archive that times kernels on the board itself, and say what to do with it."""
     from cost_models.tvm.kit import PROGRAM, RESULTS, write_kit
 
+    _check_compiled(profile)
     if profile.runs_on == "gpu":
         raise NasError(f"{profile.name} computes on a GPU, which a kit does not time; see docs/rpc.md")
     drawn = drawn_kernels(space_named(space), WORKLOAD, kernels, profile, seed)
@@ -64,19 +66,29 @@ def measure(
 ) -> dict[str, Any]:
     """Time kernels on the device until its predictor is sure, or the plan ends; a killed run continues.
 
-    `host` is timed here, any other device through `board`; its table is kept in the user's own folder.
+    `host` is timed here, any other device through `board`; its table is kept in the user's own folder, and in use when
+    a predictor is fitted on it.
     """
     _check_place(profile, board)
-    drawn = space_named(space)
+    timer = board.timer(profile) if board else None
+    timed = complete_table(profile, space_named(space), WORKLOAD, plan, seed, progress, timer)
     profile = own(profile)
-    _drop_static(profile)
-    _drop_calibration(profile)
-    timed = complete_table(profile, drawn, WORKLOAD, plan, seed, progress, board.timer(profile) if board else None)
     return {"timed": timed, "programs": len(stored_programs(profile))} | told(profile)
+
+
+def _check_compiled(profile: Profile) -> None:
+    """Raise for a runtime other than TVM: kernels that TVM compiles tell nothing of it."""
+    if profile.runtime != TVM:
+        raise NasError(
+            f"{profile.called}: kernels compiled by TVM are timed and estimated, not models run by {profile.runtime}; "
+            f"name {profile.name} alone, or give figures of that runtime: nas device calibrate {profile.called} "
+            "--measurements FILE, and the same of nas device validate"
+        )
 
 
 def _check_place(profile: Profile, board: Board | None) -> None:
     """Raise unless the device can be timed: host here, any other through a board that answers."""
+    _check_compiled(profile)
     if profile.name == "host":
         if board is not None:
             raise NasError("host is this machine: leave --rpc-tracker and --rpc-key away")
@@ -87,19 +99,6 @@ def _check_place(profile: Profile, board: Board | None) -> None:
         )
     else:
         board.check()
-
-
-def _drop_static(profile: Profile) -> None:
-    """Estimates and measurements of kernels do not mix in one table: the first measurement replaces estimates."""
-    rows = table.read(profile.kernels_csv)
-    if any(row.basis is not Basis.MEASURED for row in rows.values()):
-        profile.kernels_csv.unlink()
-        (profile.folder / "predictor.json").unlink(missing_ok=True)
-
-
-def _drop_calibration(profile: Profile) -> None:
-    """A correction is one of the predictor that it was made for."""
-    profile.calibration_json.unlink(missing_ok=True)
 
 
 class Board:
@@ -135,14 +134,21 @@ def board(tracker: str | None, key: str | None, deadline_s: float) -> Board | No
 
 
 def validate(
-    profile: Profile, space: str, kernels: int, models: int, seed: int, progress: Progress, board: Board | None
+    profile: Profile,
+    space: str,
+    workload: Workload,
+    kernels: int,
+    models: int,
+    seed: int,
+    progress: Progress,
+    board: Board | None,
 ) -> dict[str, Any]:
     """Predicted against measured on fresh kernels and, on this machine, fresh whole models."""
     from nas import validation
 
     _check_place(profile, board)
     timer = board.timer(profile) if board else None
-    return validation.validate(profile, space_named(space), WORKLOAD, kernels, models, seed, progress, timer)
+    return validation.validate(profile, space_named(space), workload, kernels, models, seed, progress, timer)
 
 
 def estimate(
@@ -157,22 +163,22 @@ def estimate(
 ) -> dict[str, Any]:
     """Fill a device's table by static estimation, from kernels of a space and of any width, and fit its predictor.
 
-    Kernels are drawn by their share on `like`, so that devices with the same core share what is counted.
+    The table is kept in the user's own folder, and in use when it is whole. Kernels are drawn by their share on `like`,
+    so that devices with the same core share what is counted.
     """
     from nas.estimate import estimate as estimate_kernels
 
+    _check_compiled(profile)
     kernels = [
         *drawn_kernels(space_named(space), WORKLOAD, drawn, like or profile, seed),
         *wide_kernels(wide, seed),
     ]
-    rows = table.read(profile.kernels_csv)
-    if any(row.basis is Basis.MEASURED for row in rows.values()):
-        raise NasError(
-            f"{profile.name} has measured kernels, which an estimate would replace; delete {profile.kernels_csv} first"
-        )
-    _drop_calibration(profile)
-    done = estimate_kernels(profile, kernels, progress, processes)
-    return {"estimated": done.kernels, "failed": done.failed} | told(profile)
+    in_use = (owned(profile) or profile).kernels_csv
+    if any(row.basis is Basis.MEASURED for row in table.read(in_use).values()):
+        raise NasError(f"{profile.name} has measured kernels, which an estimate would replace; delete {in_use} first")
+    made = unfinished(profile, "estimating")
+    done = estimate_kernels(made, kernels, progress, processes)
+    return {"estimated": done.kernels, "failed": done.failed} | told(take(made, profile))
 
 
 def told(profile: Profile) -> dict[str, Any]:

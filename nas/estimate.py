@@ -22,10 +22,10 @@ from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
 from cost_models.static import Counted, static_seconds
 from cost_models.tiles import Machine
+from cost_models.tvm.version import code_version
 from hardware_profiles import Basis, Profile
 from hardware_profiles.cores import core_type
 from hardware_profiles.files import user_devices
-from nas.kernel_table import code_version
 from nas.promotion import worker_pool
 from nas.search import Progress
 from search_spaces import Kernel
@@ -200,8 +200,7 @@ class Store:
     def append(self, item: Counted) -> None:
         """Keep a count in the user's folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(self.line(item))
+        table.append_line(self.path, self.line(item))
 
     @staticmethod
     def line(item: Counted) -> str:

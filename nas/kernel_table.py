@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import tempfile
@@ -13,9 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cost_models import table
 from cost_models.errors import CostError
 from cost_models.roofline import RooflineModel
-from hardware_profiles import Profile
+from cost_models.tvm.version import code_version
+from hardware_profiles import Basis, Profile
+from hardware_profiles.catalog import owned, put_calibration_aside, take, unfinished
 from nas.candidate import Pricer
 from nas.kernel_choice import drawn_kernels, kernel_shares, least_sure
 from nas.search import Progress
@@ -55,24 +57,6 @@ class Plan:
     sure: float = SURE
 
 
-#: What decides a kernel's machine code beside its target, in cost_models: a change of these makes timings void.
-_SOURCES = (
-    "tiles.py",
-    *(f"tvm/{name}.py" for name in ("products", "rows", "quantised", "schedules", "chains", "passes")),
-)
-
-
-def code_version(*more: str) -> str:
-    """A hash of TVM's version and of the code that makes kernels (and of more files of cost_models)."""
-    import tvm
-
-    import cost_models
-
-    folder = Path(cost_models.__path__[0])
-    code = b"".join((folder / name).read_bytes() for name in (*_SOURCES, *more))
-    return hashlib.sha256(tvm.__version__.encode() + code).hexdigest()[:16]
-
-
 def drop_outdated(profile: Profile) -> bool:
     """Put a table aside that other schedules were timed for; says whether there was one."""
     version, written = code_version(), profile.folder / "code_version"
@@ -81,6 +65,7 @@ def drop_outdated(profile: Profile) -> bool:
     outdated = profile.kernels_csv.is_file()
     if outdated:
         profile.kernels_csv.replace(profile.kernels_csv.with_suffix(".outdated.csv"))
+        put_calibration_aside(profile)
         for name in ("predictor.json", "programs.jsonl"):
             (profile.folder / name).unlink(missing_ok=True)
     written.write_text(version + "\n", encoding="utf-8")
@@ -101,10 +86,11 @@ def complete_table(
     The first are drawn by coverage, later ones where the predictor is least sure. A table that is full serves other
     workloads and spaces too: its predictor prices what they draw. Each kernel is in the table as soon as it is timed,
     so a killed run continues. `timer` times elsewhere than on this machine; then no whole models are timed.
-    """
-    from cost_models import table
 
-    started, timed = time.monotonic(), 0
+    Measurements and estimates do not mix: beside a table of estimates they gather apart, and replace it at the end.
+    """
+    started, timed, measured = time.monotonic(), 0, _measured(profile)
+    device, profile = profile, measured or unfinished(profile, "measuring")
     if drop_outdated(profile):
         progress("kernels", 0, 1, "the kernels of this release are other ones: timing anew")
     known = table.read(profile.kernels_csv)
@@ -131,15 +117,22 @@ def complete_table(
     if timer is None and len(stored_programs(profile)) < plan.programs:
         complete_programs(profile, space, workload, plan.programs, seed, progress)
         _refitted(profile, changed=True)
+    if measured is None:
+        take(profile, device)
     return timed
+
+
+def _measured(profile: Profile) -> Profile | None:
+    """The profile in the user's own folder, if nothing in its table was estimated."""
+    mine = owned(profile)
+    rows = table.read(mine.kernels_csv).values() if mine else ()
+    return mine if all(row.basis is Basis.MEASURED for row in rows) else None
 
 
 def _time(
     profile: Profile, kernels: Sequence[Kernel], plan: Plan, timer: Timer | None, progress: Progress, before: int
 ) -> int:
     """Time kernels into the table; the bar counts towards the plan."""
-    from cost_models import table
-
     if not kernels:
         return 0
     whole = max(before + len(kernels), plan.kernels if plan.kernels > ROUND else 0)
@@ -166,7 +159,6 @@ def local_timer(profile: Profile) -> Timer:
 
 def _refitted(profile: Profile, changed: bool) -> LearnedModel:
     """The stored predictor, or one fitted anew where the table has changed; overheads are of stored programs."""
-    from cost_models import table
     from cost_models.learned import LearnedModel
     from cost_models.tvm.machine import machine_of, tvm_target
 
@@ -179,6 +171,7 @@ def _refitted(profile: Profile, changed: bool) -> LearnedModel:
     programs = stored_programs(profile)
     if programs:
         model.fit_overheads([program for stored in programs for program in stored.parts(model)])
+    put_calibration_aside(profile)
     model.save()
     return model
 
@@ -229,8 +222,7 @@ def complete_programs(
     configs = configs[: max(count - len(known), 0)]
     for config, seconds, _ in timed_configs(configs, workload, profile, seed, progress):
         line = {"config": config.to_dict(), "workload": asdict(workload), "seconds": seconds}
-        with _programs_path(profile).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        table.append_line(_programs_path(profile), json.dumps(line) + "\n")
 
 
 def timed_configs(

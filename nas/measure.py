@@ -23,9 +23,9 @@ def measure(
 
     Export and compilation run side by side; timing starts when they are done, so that nothing else is running.
     """
-    if profile.name != "host":
+    if profile.called != "host":
         raise NasError(
-            f"only host can be measured here, {profile.name} is priced by its profile; export and run it there"
+            f"only host can be measured here, {profile.called} is priced by its profile; export and run it there"
         )
     experiment = archive.experiment
     workload = experiment.workload.workload()

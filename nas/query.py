@@ -7,18 +7,25 @@ from typing import Any
 
 from cost_models.cost import RequestCost
 from cost_models.models import cost_model
-from hardware_profiles import Basis, Profile
+from hardware_profiles import Profile
+from hardware_profiles.catalog import called
 from nas.archive import Archive, Evaluation
 from nas.candidate import Pricer
 from nas.errors import NasError
 from nas.objectives import CAPS, OBJECTIVES, Accuracy, violations
+from nas.proxies import PROXIES
 from nas.search import front_of
 from search_spaces import unknown
 
 
+def is_own(archive: Archive, profile: Profile) -> bool:
+    """Whether a profile is of the experiment's own device and runtime, for which prices and measurements are stored."""
+    return profile.called == called(archive.experiment.device)
+
+
 def on_device(archive: Archive, evaluations: Sequence[Evaluation], profile: Profile) -> list[Evaluation]:
     """The evaluations priced anew for a device; those of the experiment's own device as they were stored."""
-    if profile.called == archive.experiment.device:
+    if is_own(archive, profile):
         return list(evaluations)
     experiment = archive.experiment
     pricer = Pricer(cost_model("auto", profile), experiment.workload.workload())
@@ -36,7 +43,7 @@ def front(archive: Archive, profile: Profile | None = None) -> list[Evaluation]:
     """
     experiment = archive.experiment
     known = archive.best_known()
-    if profile is not None and profile.called != experiment.device:
+    if profile is not None and not is_own(archive, profile):
         known = on_device(archive, known, profile)
     else:
         fit = [e for e in known if not violations(_judged(experiment.caps, known), e.cost, e.accuracy)]
@@ -56,6 +63,11 @@ def best(archive: Archive, profile: Profile, caps: Mapping[str, float]) -> Evalu
     known = on_device(archive, archive.best_known(), profile)
     if not known:
         front(archive)
+    if _judged(caps, known) != caps:
+        raise NasError(
+            f"min_accuracy = {caps['min_accuracy']:g} cannot be judged: scores of the proxy "
+            f"{_accuracy(known[0]).proxy} only rank; let the search train models (proxy: promote), or leave it away"
+        )
     fit = [e for e in known if not violations(caps, e.cost, e.accuracy)]
     if not fit:
         raise NasError(f"no evaluated model on {profile.name} meets {_told(caps)}; {_nearest(known, caps)}")
@@ -109,7 +121,7 @@ def as_json(evaluation: Evaluation, archive: Archive, profile: Profile) -> dict[
             "activations": cost.memory.activation_bytes,
         },
         "timed_share": cost.total.timed_share,
-        "measured": archive.measured(evaluation.id) if profile.called == archive.experiment.device else None,
+        "measured": archive.measured(evaluation.id) if is_own(archive, profile) else None,
         "config": evaluation.config(archive.experiment).to_dict(),
     }
 
@@ -125,9 +137,14 @@ def phases_s(cost: RequestCost) -> dict[str, float]:
 
 
 def _judged(caps: Mapping[str, float], known: Sequence[Evaluation]) -> dict[str, float]:
-    """The caps without those on accuracy where only zero-cost scores are known: they are no accuracies."""
-    scored = any(e.accuracy and e.accuracy.basis is not Basis.MEASURED for e in known)
+    """The caps without those on accuracy where only scores that rank are known: they are no accuracies."""
+    scored = any(_only_ranks(_accuracy(e).proxy) for e in known)
     return {cap: limit for cap, limit in caps.items() if not (scored and cap == "min_accuracy")}
+
+
+def _only_ranks(proxy: str) -> bool:
+    """Whether a proxy's estimate is no share of right answers; of one that another release had nobody knows."""
+    return proxy not in PROXIES or PROXIES[proxy].says.startswith("rank only:")
 
 
 def _accuracy(evaluation: Evaluation) -> Accuracy:

@@ -69,13 +69,15 @@ def _line_progress() -> Progress:
 def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profile, title: str) -> Table:
     """One row a member: accuracy, latency with what was measured beside it, memory, parameters."""
     from nas.objectives import OBJECTIVES
+    from nas.query import is_own
 
+    own = is_own(archive, profile)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("id", no_wrap=True)
     for heading in ("accuracy", "predicted", "measured", "error", "memory", "params"):
         table.add_column(heading, justify="right", no_wrap=True)
     for member in members:
-        measured = archive.measured(member.id) if profile.called == archive.experiment.device else None
+        measured = archive.measured(member.id) if own else None
         beside = ("-", "-")
         if measured:
             seconds, predicted = measured["latency_measured_s"], measured["latency_predicted_s"]
@@ -98,7 +100,7 @@ def front_models(members: Sequence[Evaluation], archive: Archive) -> str:
 def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: str) -> Table:
     """Every objective of one model with its basis, its latency by phase, and what was measured of it."""
     from nas.objectives import OBJECTIVES
-    from nas.query import describe, phases_s
+    from nas.query import describe, is_own, phases_s
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column()
@@ -112,7 +114,7 @@ def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: 
             table.add_row(name, objective.show(value), objective.basis(member.cost, member.accuracy, profile).value)
     for phase, seconds in phases_s(member.cost).items():
         table.add_row(f"latency of {phase}", OBJECTIVES["latency"].show(seconds), member.cost.basis.value)
-    measured = archive.measured(member.id) if profile.called == archive.experiment.device else None
+    measured = archive.measured(member.id) if is_own(archive, profile) else None
     if measured:
         table.add_row("latency, end to end", OBJECTIVES["latency"].show(measured["latency_measured_s"]), "measured")
     return table
@@ -121,6 +123,7 @@ def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: 
 def basis_line(members: Sequence[Evaluation], archive: Archive, profile: Profile) -> str:
     """How the numbers of a table were obtained."""
     from nas.objectives import OBJECTIVES
+    from nas.query import is_own
 
     first = members[0]
     told = [
@@ -129,7 +132,7 @@ def basis_line(members: Sequence[Evaluation], archive: Archive, profile: Profile
     ]
     proxy = first.accuracy.proxy if first.accuracy else "none"
     share = f"{100 * first.cost.total.timed_share:.0f} % of its latency from kernels timed on {profile.name}"
-    own = profile.called == archive.experiment.device
+    own = is_own(archive, profile)
     records = [record for member in members if own and (record := archive.measured(member.id))]
     disturbed = sum(not record["quiet"] for record in records)
     warning = (
@@ -209,7 +212,7 @@ def devices_note(profiles: Sequence[Profile]) -> str:
     from cost_models.learned import LearnedModel
     from cost_models.models import cost_model
 
-    lines = [f"{profile.name}: {profile.title}" for profile in profiles]
+    lines = [f"{profile.name}: {profile.full_title}" for profile in profiles]
     for profile in profiles:
         if LearnedModel.is_fitted(profile):
             lines.append(f"{profile.name}: {LearnedModel.of(profile).told()}")
@@ -219,11 +222,8 @@ def devices_note(profiles: Sequence[Profile]) -> str:
     return "\n".join(lines)
 
 
-def show_device(found: dict[str, Any], as_json: bool) -> None:
+def show_device(found: dict[str, Any]) -> None:
     """What a measurement or an estimation ended with."""
-    if as_json:
-        print_json(found)
-        return
     kernels = ", ".join(f"{count} {basis}" for basis, count in found["kernels"].items()) or "none"
     out.print(f"{found['device']}: kernels {kernels}; kept in {found['folder']}", markup=False, soft_wrap=True)
     for kernel, reason in found.get("failed", {}).items():
@@ -360,7 +360,7 @@ def show_proxies(found: dict[str, Any]) -> None:
 
 def facts_table(profile: Profile) -> Table:
     """Every fact of a device: value, basis, source."""
-    table = Table(title=f"{profile.name}: {profile.title}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{profile.name}: {profile.full_title}", title_justify="left", box=None, pad_edge=False)
     for heading in ("fact", "value", "basis", "source"):
         table.add_column(heading, overflow="fold")
     for key, fact in _facts(profile.model_dump(mode="json"), ""):

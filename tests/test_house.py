@@ -15,6 +15,8 @@ from nas.experiment import parse_experiment, read_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PROJECT = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 EXPERIMENTS = sorted(ROOT.glob("experiments/*.yaml"))
 
 
@@ -70,7 +72,7 @@ def test_ranges_admit_the_pins() -> None:
 
     pins = dict(line.split("==") for line in ROOT.joinpath("constraints.txt").read_text().splitlines() if "==" in line)
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    project = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text())["project"]
+    project = PROJECT["project"]
     wanted = [
         *project["dependencies"],
         *project["optional-dependencies"]["dev"],
@@ -82,8 +84,15 @@ def test_ranges_admit_the_pins() -> None:
         assert requirement.specifier.contains(pins[name]), requirement
 
 
+def test_import_contracts_cover_every_package() -> None:
+    contracts = PROJECT["tool"]["importlinter"]
+    assert sorted(contracts["root_packages"]) == sorted(PACKAGES)
+    layers = next(contract["layers"] for contract in contracts["contracts"] if contract["type"] == "layers")
+    assert sorted(re.split(r" \| ", " | ".join(layers))) == sorted(PACKAGES)
+
+
 def test_nothing_is_unpickled() -> None:
-    for package in ("nas", "search_spaces", "cost_models", "hardware_profiles"):
+    for package in PACKAGES:
         for path in ROOT.joinpath(package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             unsafe = r"\bimport pickle\b|torch\.load\(|yaml\.load\(|(?<!\.)\beval\(|\bexec\(|shell=True"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.commands.options import AsJson, Runtime, Seed, Space, in_runtime
+from nas.commands.options import AsJson, NewTokens, PromptTokens, Runtime, Seed, Space, in_runtime
 
 device_app = typer.Typer(help="Measure, estimate or validate a device.", no_args_is_help=True)
 
@@ -50,7 +50,10 @@ def device_new(
         title=title,
         chip=chip,
     )
-    screen.show_device(found, as_json)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_device(found)
 
 
 def _asked(what: str, flag: str, kind: Any) -> Any:
@@ -101,7 +104,10 @@ def device_measure(
         found = devices.measure(
             workflow.device(name), space, plan, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)
         )
-    screen.show_device(found, as_json)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_device(found)
 
 
 Measurements = Annotated[
@@ -116,32 +122,38 @@ Measurements = Annotated[
 def device_calibrate(
     name: Annotated[str, typer.Argument(help="The device that was measured.")],
     measurements: Measurements = None,
-    runtime: Annotated[str, typer.Option(help="What ran the models: tvm, llama.cpp, rkllm, executorch, ...")] = "tvm",
+    runtime: Annotated[
+        str | None, typer.Option(help="What ran the models: tvm, llama.cpp, rkllm, ...; that of NAME@RUNTIME, or tvm.")
+    ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Without measurements: models to measure, the first first.")] = 20,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for these models.")] = Path("to-measure"),
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 10,
-    new_tokens: Annotated[int, typer.Option(min=1)] = 2,
+    prompt_tokens: PromptTokens = 10,
+    new_tokens: NewTokens = 2,
     space: Space = "tiny",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Correct a device's predictor by what you measured, or say what to measure."""
+    from hardware_profiles.catalog import divided
     from nas import calibration, devices, screen, workflow
     from search_spaces import Workload
 
-    profile = workflow.device(name)
+    device, named = divided(name)
+    profile, ran_by = workflow.device(device), runtime or named
     workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     if measurements is not None:
-        screen.show_calibration(calibration.calibrate(profile, measurements, workload, seed, runtime), as_json)
+        screen.show_calibration(calibration.calibrate(profile, measurements, workload, seed, ran_by), as_json)
         return
-    chosen = calibration.suggest(profile, devices.space_named(space), workload, budget, seed, output)
+    chosen = calibration.suggest(profile.in_runtime(ran_by), devices.space_named(space), workload, budget, seed, output)
+    file = output / calibration.MEASURED_AS
+    asked = f"{in_runtime(name, runtime)} --prompt-tokens {prompt_tokens} --new-tokens {new_tokens}"
+    after = f"nas device calibrate {asked} -m {file}"
     if as_json:
-        screen.print_json({"device": name, "configs": chosen, "folder": str(output)})
+        screen.print_json({"device": name, "configs": chosen, "folder": str(output), "next": after})
     else:
         screen.out.print(
             f"{len(chosen)} models in {output}, the one that tells most first: {', '.join(chosen)}\n"
-            f"fill in {output}/{calibration.MEASURED_AS}, then: nas device calibrate {name} -m "
-            f"{output}/{calibration.MEASURED_AS}",
+            f"fill in {file}, then: {after}",
             markup=False,
             soft_wrap=True,
         )
@@ -156,14 +168,17 @@ def device_estimate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate a device's kernels from their machine code, with no device at hand."""
+    """Estimate kernels of devices from their machine code, with none at hand; JSON of several is a list."""
     from nas import devices, screen, workflow
 
-    profiles = [workflow.device(name) for name in names]
+    profiles, found = [workflow.device(name) for name in names], []
     for profile in profiles:
         with screen.progress_bar() as progress:
-            found = devices.estimate(profile, space, kernels, wide, seed, progress, like=profiles[0])
-        screen.show_device(found, as_json)
+            found.append(devices.estimate(profile, space, kernels, wide, seed, progress, like=profiles[0]))
+        if not as_json:
+            screen.show_device(found[-1])
+    if as_json:
+        screen.print_json(found if len(found) > 1 else found[0])
 
 
 @device_app.command("validate")
@@ -173,6 +188,8 @@ def device_validate(
     models: Annotated[int, typer.Option(min=0, help="Whole models to time, on host.")] = 20,
     measurements: Measurements = None,
     runtime: Runtime = None,
+    prompt_tokens: PromptTokens = 10,
+    new_tokens: NewTokens = 2,
     report: Annotated[Path | None, typer.Option(help="HTML file with a plot of the measurements.")] = None,
     rpc_tracker: Tracker = None,
     rpc_key: Key = None,
@@ -183,23 +200,24 @@ def device_validate(
 ) -> None:
     """Compare what is predicted with kernels and models timed now, which no fit has seen, or with your measurements."""
     from nas import devices, screen, workflow
+    from search_spaces import Workload
 
+    profile = workflow.device(in_runtime(name, runtime))
+    workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     if measurements is not None:
         from cost_models.models import cost_model
         from nas import calibration
 
-        profile = workflow.device(in_runtime(name, runtime))
-        agreed = calibration.agreement(profile, measurements, cost_model("auto", profile), devices.WORKLOAD)
+        agreed = calibration.agreement(profile, measurements, cost_model("auto", profile), workload)
         if report is not None:
             from nas.report.agreement import write_agreement
 
             agreed["report"] = str(write_agreement(agreed, report))
         screen.show_agreement(agreed, as_json)
         return
+    board = devices.board(rpc_tracker, rpc_key, deadline)
     with screen.progress_bar() as progress:
-        found = devices.validate(
-            workflow.device(name), space, kernels, models, seed, progress, devices.board(rpc_tracker, rpc_key, deadline)
-        )
+        found = devices.validate(profile, space, workload, kernels, models, seed, progress, board)
     if as_json:
         screen.print_json(found)
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nas.commands.options import DEFAULT_STORAGE, AsJson, Name, Storage
+from nas.commands.options import DEFAULT_STORAGE, AsJson, ConfigOrId, Name, Storage
 
 supernet_app = typer.Typer(help="Train or ask the weights that all models of a space share.", no_args_is_help=True)
 
@@ -46,7 +46,7 @@ def supernet_train(
 
 @supernet_app.command("evaluate")
 def supernet_evaluate(
-    config: Annotated[str, typer.Argument(help="A config.json, or the id of a stored model.")],
+    config: ConfigOrId,
     weights: Annotated[Path | None, typer.Option(help="Weights of your own; the product's by default.")] = None,
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,

@@ -36,7 +36,7 @@ def _answer(found: Findings) -> str:
 
     verb = "is" if len(front) == 1 else "are"
     purpose = "worth running" if found.trained else "worth training"
-    start = f"{count(len(front), 'model')} {verb} {purpose} on {escape(found.profile.title)}: "
+    start = f"{count(len(front), 'model')} {verb} {purpose} on {escape(found.profile.full_title)}: "
     return start + (told(best) if best is least else f"from {told(best)} to {told(least)}") + "."
 
 
@@ -56,7 +56,7 @@ def header(found: Findings) -> str:
     fit = sum(not evaluation.refused for evaluation in found.cheap)
     space = SPACES[experiment.space]
     facts = {
-        "Device": f"{profile.title}; {profile.chip}; runs on {profile.runs_on}, "
+        "Device": f"{profile.full_title}; {profile.chip}; runs on {profile.runs_on}, "
         f"{count(profile.threads.value, 'thread')}",
         "One request": f"{count(work.images, 'image')}, {count(work.prompt_tokens, 'prompt token')}, "
         f"{count(work.new_tokens, 'new token')}",

@@ -42,7 +42,7 @@ def write_report(archive: Archive, profile: Profile, path: Path) -> Path:
         operations_section,
         _footer,
     )
-    title = f"{escape(archive.experiment.name)} on {escape(profile.title)}"
+    title = f"{escape(archive.experiment.name)} on {escape(profile.full_title)}"
     return save(path, page(title, "\n".join(told(found) for told in sections)))
 
 

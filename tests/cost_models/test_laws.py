@@ -134,6 +134,20 @@ def test_the_table_survives_a_kill_and_names_broken_lines(tmp_path: Path) -> Non
         table.read(path)
 
 
+def test_a_table_goes_on_after_a_kill_at_any_byte(tmp_path: Path) -> None:
+    path = tmp_path / "kernels.csv"
+    first, second, third = (table.TableRow(kernel, 1e-5, 1.02e-5) for kernel in drawn(5, 1)[:3])
+    table.append(path, first)
+    table.append(path, second)
+    whole = path.read_bytes()
+    ends = [0, *(index + 1 for index, byte in enumerate(whole) if byte == ord("\n"))]
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        table.append(path, third)
+        kept = max(sum(end <= length for end in ends) - 2, 0)  # neither the file's start nor the header is a row
+        assert list(table.read(path).values()) == [*(first, second)[:kept], third], length
+
+
 def test_timed_kernels_keep_their_seconds_and_basis(timed_profile: Profile) -> None:
     rows = table.read(timed_profile.kernels_csv)
     learned = cost_model("auto", timed_profile)

@@ -89,6 +89,24 @@ def test_the_users_own_board_stands_before_the_shipped_one(data: Path) -> None:
     assert mine.model_dump() == shipped.model_dump()
 
 
+def test_a_runtime_is_part_of_the_name_and_changes_no_fact(data: Path, content: dict[str, Any]) -> None:
+    plain, llama = load("raspberry-pi-5"), load("raspberry-pi-5@llama.cpp")
+    assert (llama.called, llama.runtime) == ("raspberry-pi-5@llama.cpp", "llama.cpp")
+    assert load("raspberry-pi-5@tvm").called == plain.called == "raspberry-pi-5"
+    assert llama.full_title == f"{plain.title}, llama.cpp"
+    assert llama.in_runtime("tvm").in_runtime("llama.cpp").full_title == llama.full_title
+    assert llama.model_dump() == plain.model_dump()
+    assert own(llama).title == load("raspberry-pi-5").title == plain.title
+    (data / "a@b").mkdir()
+    file = store(data / "a@b", "x", content)
+    assert load(str(file)).runtime == "tvm"
+    with pytest.raises(ProfileError, match="not calibrated for the runtime 'rkllm'"):
+        load(f"{file}@rkllm")
+    for broken in ("raspberry-pi-5@", "raspberry-pi-5@llama"):
+        with pytest.raises(ProfileError, match="not calibrated for the runtime"):
+            load(broken)
+
+
 def test_the_name_must_be_the_folders(data: Path, content: dict[str, Any]) -> None:
     store(data, "my-board", content)
     with pytest.raises(ProfileError, match="name must equal the folder's, 'my-board', but got 'raspberry-pi-5'"):

@@ -20,12 +20,14 @@ from experiments import shipped_runtimes
 from experiments.benchmarks import fewshot
 from hardware_profiles import Basis, load
 from hardware_profiles.catalog import SHIPPED
+from hardware_profiles.files import read
 from nas import calibration
 from nas.devices import WORKLOAD
 from nas.errors import NasError
-from search_spaces import SPACES, Kernel, KernelKind, Precision
+from search_spaces import SPACES, Kernel, KernelKind, Precision, Workload
 from search_spaces.reference import reference_decoder
 
+TINY = SPACES["tiny"]
 PI = load(SHIPPED / "raspberry-pi-4")
 BASE = plain_model("auto", PI)
 
@@ -80,6 +82,7 @@ def test_suggested_models_filled_in_calibrate_a_board(data: Path) -> None:
 
 
 HEADER = ",".join(table.COLUMNS)
+ROW = f"{HEADER}\nlinear,64,256,256,1,1,1,,,fp32,"
 FIGURES = ",".join(calibration.FIGURES)
 
 
@@ -100,8 +103,21 @@ FIGURES = ",".join(calibration.FIGURES)
         ),
         (f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,decode,,41.58,miles/h,page\n", "line 2: a phase is encode, .* a unit one of"),
         (f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,decode,,0,tokens/s,page\n", "line 2: a value is positive"),
-        (f"{HEADER}\nlinear,1,2,3,1,1,1,,,fp32,-1,-1,measured\n", "line 2: a latency is positive"),
-        (f"{HEADER}\nlinear,1,2\n", "line 2"),
+        (
+            f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,decode,,9,images/s,page\n",
+            "line 2: .* a unit one of ms, ms/token, s, tokens",
+        ),
+        (f"{FIGURES}\ntvm,Qwen2-0.5B,w8a8,prefill,0,9,ms,page\n", "line 2: tokens are 1 or more"),
+        (f"{FIGURES}\n", "line 1: nothing stands below"),
+        (f"{ROW}-1,-1,measured\n", "line 2: latencies must be positive .*; delete the line"),
+        (f"{ROW}-1e-5,9e-5,measured\n", "line 2: latencies must be positive .*; delete the line"),
+        (f"{ROW}1e-5,1e-5,measured,1\n", "line 2: a row has 13 cells, but got 14; delete"),
+        (f"{ROW}1e-5,1e-5,mesured\nlinear,8,2\n", "line 2: 'mesured' is not a valid Basis; delete"),
+        (f"{ROW}1e-5,1.0", "line 2: the last line is cut short; run the kit again"),
+        (f"{ROW}1e-5,1e-5,measu", "line 2: the last line is cut short; run the kit again"),
+        (f"{HEADER}\nlinear,1,2\n", "line 2: the last line is cut short; run the kit again"),
+        (f"# slower\n{HEADER}\n", "line 2: nothing stands below this first line; add a line a measurement"),
+        (f"{ROW}20,20,measured\n", "line 2: latency_s of this and most other lines is .* give seconds"),
         (f"{HEADER}\nnonsense,1,2,3,1,1,1,,,fp32,1,1,measured\n", "line 2: 'nonsense'"),
     ],
 )
@@ -112,6 +128,44 @@ def test_a_file_that_is_wrong_is_refused_with_its_line(data: Path, content: str,
         calibration.read_measurements(file, BASE, WORKLOAD)
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "line 1: nothing stands below this first line; add a line a measurement"),
+        (["one.json,decode,"], "line 2: latency_ms is empty; fill it in, or delete the line"),
+        (["one.json,decode,0.05", "one.json,vision,-0.9"], "line 3: a latency is positive .* -0.9; measure it again"),
+        (["one.json,decode,0.05", "one.json,visi"], "line 3: a line is config,phase,latency_ms, .*complete or delete"),
+        (["one.json,decode,50 us"], "line 2: latency_ms is milliseconds, a number without a unit, but got '50 us'"),
+        (["one.json,decode,0,05"], "line 2: a line is config,phase,latency_ms"),
+        ([("decode", 1.0), ("vision", 1.5)], "line 2: latency_ms .* is 0.0012 times .* give milliseconds"),
+        ([("decode", 1e6), ("vision", 1.5e6)], "line 2: latency_ms .* is 1.2e.03 times .* give milliseconds"),
+    ],
+)
+def test_a_file_of_phases_that_is_wrong_is_refused_with_its_line(data: Path, lines: list[Any], message: str) -> None:
+    config = TINY.decode(TINY.sample(random.Random(1)))
+    (data / "one.json").write_text(json.dumps(config.to_dict()))
+
+    def written(line: str | tuple[str, float]) -> str:
+        if isinstance(line, str):
+            return line
+        phase, scale = line  # seconds, or microseconds, where milliseconds are asked for
+        one = calibration.observed(config, phase, 1.0, BASE, WORKLOAD)
+        kernels, counts = zip(*one.kernels, strict=True)
+        return f"one.json,{phase},{scale * float(BASE.latencies_s(kernels) @ np.array(counts)):.3g}"
+
+    file = data / "measurements.csv"
+    file.write_text("\n".join(["config,phase,latency_ms", *map(written, lines)]))
+    with pytest.raises(NasError, match=f"{file}, {message}"):
+        calibration.agreement(PI, file, BASE, WORKLOAD)
+
+
+def test_a_file_may_begin_with_the_mark_of_a_spreadsheet(data: Path) -> None:
+    file = data / "results.csv"
+    kernels = kernel_file(file, 1.5)
+    file.write_bytes("\ufeff".encode() + file.read_bytes())
+    assert len(calibration.read_measurements(file, BASE, WORKLOAD)[0]) == len(kernels)
+
+
 def test_a_line_that_a_kill_cut_short_is_left_out(data: Path) -> None:
     file = data / "results.csv"
     kernels = kernel_file(file, 1.0, 4)
@@ -120,6 +174,17 @@ def test_a_line_that_a_kill_cut_short_is_left_out(data: Path) -> None:
     observations, notes = calibration.read_measurements(file, BASE, WORKLOAD)
     assert [one.kernels[0][0] for one in observations] == kernels
     assert notes == []
+
+
+def test_measurements_that_calibrate_nothing_leave_the_shipped_device_in_use(data: Path) -> None:
+    file = data / "results.csv"
+    kernel_file(file, 1.5, 2)
+    with pytest.raises(CostError, match="needs 3 measurements"):
+        calibration.calibrate(load("raspberry-pi-4"), file, WORKLOAD, 0)
+    file.write_text("config,phase,latency_ms\n")
+    with pytest.raises(NasError, match="nothing stands below"):
+        calibration.calibrate(load("raspberry-pi-4"), file, WORKLOAD, 0)
+    assert load("raspberry-pi-4").folder == SHIPPED / "raspberry-pi-4"
 
 
 def test_contradictions_of_the_facts_are_told() -> None:
@@ -149,6 +214,43 @@ def test_the_commands_calibrate_and_show_a_plot(run: Any, data: Path) -> None:
     assert "predicted against measured" in page.read_text()
     shown = json.loads(run("devices", "raspberry-pi-4", "--json").stdout)
     assert shown["latency"]["calibration"]["tvm"]["measurements"] == 30
+
+
+def test_the_request_that_was_measured_goes_from_command_to_command(run: Any, data: Path) -> None:
+    request = ("--prompt-tokens", "70", "--new-tokens", "9")
+    done = run("device", "calibrate", "raspberry-pi-4", "--budget", "5", *request, "-o", "todo", "--json")
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)["next"].split()
+    assert after[0] == "nas"
+    file, workload = data / "todo" / calibration.MEASURED_AS, Workload(prompt_tokens=70, new_tokens=9)
+    lines = ["config,phase,latency_ms"]
+    for path in sorted(file.parent.glob("*.json")):
+        for phase in ("prefill", "request"):
+            one = calibration.observed(calibration.config_in(path), phase, 1.0, BASE, workload)
+            kernels, counts = zip(*one.kernels, strict=True)
+            measured_s = 2 * float(BASE.latencies_s(kernels) @ np.array(counts)) + one.overhead_s
+            lines.append(f"{path.name},{phase},{1e3 * measured_s:.4f}")
+    file.write_text("\n".join(lines) + "\n")
+    done = run(*after[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["error"]["mape_after"] < 0.05
+    judged = json.loads(run("device", "validate", "raspberry-pi-4", *request, "-m", str(file), "--json").stdout)
+    assert judged["all"]["within_10_percent"] == 1.0
+    other = json.loads(run("device", "validate", "raspberry-pi-4", "-m", str(file), "--json").stdout)
+    assert other["all"]["within_10_percent"] == 0.0
+
+
+def test_models_to_measure_are_chosen_for_the_runtime_that_is_named(run: Any, data: Path) -> None:
+    for named in (["orange-pi-5@rkllm"], ["orange-pi-5", "--runtime", "rkllm"]):
+        done = run("device", "calibrate", *named, "--budget", "2")
+        assert done.returncode == 0, done.stderr
+        assert "nas device calibrate orange-pi-5@rkllm --prompt-tokens 10 --new-tokens 2 -m to-measure/" in done.stdout
+    profile = load("orange-pi-5")
+    by_tvm, by_rkllm = (
+        calibration.suggest(profile.in_runtime(name), TINY, WORKLOAD, 2, 0, data / name) for name in ("tvm", "rkllm")
+    )
+    assert by_tvm != by_rkllm
+    assert done.stdout.split("first: ")[1].splitlines()[0] == ", ".join(by_rkllm)
 
 
 def test_few_measurements_rank_networks_of_published_devices() -> None:
@@ -200,6 +302,23 @@ def test_published_figures_price_a_model_that_they_leave_out(run: Any, data: Pat
     assert set(model.bases(kernels)) == {Basis.CALIBRATED}
     assert Basis.CALIBRATED not in model.bases([replace(kernel, precision=Precision.INT4) for kernel in kernels])
     assert Basis.CALIBRATED not in model.bases([Kernel(KernelKind.CONV, 64, 64, 27, precision=Precision.W8A8)])
+
+
+@pytest.mark.parametrize(
+    "named", [["orange-pi-5@mine"], ["orange-pi-5", "--runtime", "mine"], ["orange-pi-5@rkllm", "--runtime", "mine"]]
+)
+def test_the_runtime_of_a_name_is_the_one_that_is_calibrated(run: Any, data: Path, named: list[str]) -> None:
+    file = data / "figures.csv"
+    file.write_text((SHIPPED / "orange-pi-5" / "figures.csv").read_text().replace("rkllm", "mine"))
+    done = run("device", "calibrate", *named, "-m", str(file), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runtime"] == "mine"
+    mine, shipped = data / "data" / "devices" / "orange-pi-5", SHIPPED / "orange-pi-5"
+    assert {path.name for path in mine.glob("calibration*")} == {"calibration-mine.json", "calibration-rkllm.json"}
+    assert (mine / "calibration-rkllm.json").read_bytes() == (shipped / "calibration-rkllm.json").read_bytes()
+    assert read(mine).title == read(shipped).title
+    agreed = json.loads(run("device", "validate", "orange-pi-5@mine", "-m", str(file), "--json").stdout)
+    assert agreed["all"]["measurements"] == 16
 
 
 def test_a_runtime_that_nobody_calibrated_is_refused(run: Any, data: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -12,12 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
+from typer.main import get_command
 
+from nas.cli import app
 from search_spaces import SPACES
 
-ALONE = tuple((name,) for name in ("search", "front", "best", "predict", "devices", "report", "export", "measure"))
-COMMANDS = (*(name for (name,) in ALONE), "device", "bench")
+ROOT = Path(__file__).parents[2]
+
+
+def commands_in(group: Any, *words: str) -> dict[tuple[str, ...], Any]:
+    """Every command and group by its words, as the parser knows them."""
+    found = {}
+    for name, command in group.commands.items():
+        found[(*words, name)] = command
+        if hasattr(command, "commands"):
+            found |= commands_in(command, *words, name)
+    return found
+
+
+COMMANDS = commands_in(get_command(app))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +116,24 @@ def test_devices_are_shown_with_their_basis(run: Any, name: str | None) -> None:
     assert "raspberry-pi-4" in shown.stdout
     assert "measured" in shown.stdout
     assert json.loads(run(*args, "--json").stdout)
+
+
+def test_tables_of_another_processor_are_told_of_in_one_line_and_not_used(
+    run: Any, config_file: Path, tmp_path: Path
+) -> None:
+    assert run("devices", "host").returncode == 0
+    host = tmp_path / "data" / "devices" / "host"
+    profile = yaml.safe_load((host / "profile.yaml").read_text())
+    (host / "profile.yaml").write_text(yaml.safe_dump({**profile, "chip": "Another CPU"}))
+    (host / "kernels.csv").write_text("what would be an error if it were read\n")
+    done = run("predict", config_file, "--cost-model", "roofline", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["device"] == "host"
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith("nas: host was measured on another processor, Another CPU, not on ")
+    assert line.endswith("nas device measure host")
+    assert (tmp_path / "data" / "devices" / "host~another-cpu" / "kernels.csv").is_file()
+    assert run("predict", config_file, "--cost-model", "roofline").stderr == ""
 
 
 def test_predict_reads_a_config_file(run: Any, config_file: Path) -> None:
@@ -191,20 +225,24 @@ def test_an_unreadable_image_of_the_user_is_named(run: Any, experiment: Callable
     assert not (tmp_path / "runs" / "nas.db").exists() or run("front").returncode == 2
 
 
-def test_help_names_every_command_and_the_readme_too(run: Any) -> None:
-    told = run("--help").stdout
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
-    for command in COMMANDS:
-        assert f"  {command} " in told
-        assert f"nas {command}" in readme, command
-    for command in (
-        *ALONE,
-        ("device", "measure"),
-        ("device", "estimate"),
-        ("device", "validate"),
-        ("bench", "predictor"),
-    ):
-        assert "--json" in run(*command, "--help").stdout
+def test_help_names_every_command(run: Any) -> None:
+    groups = {(): get_command(app)} | {words: found for words, found in COMMANDS.items() if hasattr(found, "commands")}
+    assert {("device",), ("supernet",), ("bench",)} <= groups.keys()
+    for words, group in groups.items():
+        told = run(*words, "--help").stdout
+        for name, command in group.commands.items():
+            assert re.search(rf"^ +{name} +\S", told, re.MULTILINE), (*words, name)
+            assert command.get_short_help_str()
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_prints_json_and_stands_in_the_documents(words: tuple[str, ...]) -> None:
+    documents = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    assert re.search(rf"\bnas {' '.join(words)}\b", documents)
+    if not hasattr(COMMANDS[words], "commands"):
+        assert any("--json" in parameter.opts for parameter in COMMANDS[words].params)
+    if len(words) == 1:
+        assert f"nas {words[0]}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_empty_front_is_one_clear_line(run: Any, experiment: Callable[..., Path], tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,22 @@ import pytest
 from cost_models import table
 from cost_models.errors import CostError
 from cost_models.learned import LearnedModel
+from cost_models.models import cost_model
 from cost_models.static import Counted, static_seconds
 from cost_models.tiles import Machine, tiling
 from cost_models.tvm.machine import machine_of, tvm_target
 from cost_models.tvm.timing import KernelTiming
 from hardware_profiles import Basis, Profile, ProfileError, load
 from hardware_profiles.catalog import SHIPPED, own
-from nas import devices, estimate, validation
+from hardware_profiles.files import user_devices
+from hardware_profiles.profile import ProfileWarning
+from nas import calibration, devices, estimate, validation
 from nas.candidate import Pricer
+from nas.cli import app
 from nas.errors import NasError
 from nas.kernel_choice import judges
-from nas.kernel_table import Plan
-from search_spaces import SPACES, Kernel, KernelKind, Workload
+from nas.kernel_table import GRAPH_PHASES, Plan, complete_programs, complete_table, stored_programs
+from search_spaces import SPACES, Kernel, KernelKind, VLMConfig, Workload
 
 MACHINE = Machine(lanes=4, registers=32)
 TINY = SPACES["tiny"]
@@ -72,11 +77,12 @@ def measured(board: Board, kernels: int, **plan: Any) -> dict[str, Any]:
 
 
 def test_a_board_that_vanishes_keeps_what_was_timed_and_is_gone_on_with(data: Path) -> None:
+    shipped = load("raspberry-pi-4")
     with pytest.raises(CostError, match="vanished"):
         measured(Board(last=30), 80)
-    mine = load("raspberry-pi-4")
-    assert mine.folder == data / "devices" / "raspberry-pi-4"
-    kept = table.read(mine.kernels_csv)
+    assert load("raspberry-pi-4").folder == shipped.folder  # 30 kernels price nothing: the estimates are still in use
+    gathered = data / "devices" / "raspberry-pi-4" / "measuring"
+    kept = table.read(gathered / "kernels.csv")
     assert len(kept) == 30
     assert {row.basis for row in kept.values()} == {Basis.MEASURED}  # the shipped estimates are not mixed in
 
@@ -86,11 +92,80 @@ def test_a_board_that_vanishes_keeps_what_was_timed_and_is_gone_on_with(data: Pa
     assert found["timed"] == len(second.timed)
     assert found["kernels"] == {"measured": len(second.timed) + 30}
     assert found["predictor"]["within_10_percent"] > 0.5
+    mine = load("raspberry-pi-4")
+    assert mine.folder == data / "devices" / "raspberry-pi-4"
+    assert mine.model_dump() == shipped.model_dump()
+    assert not gathered.exists()
     assert measured(Board(last=0), 80)["timed"] == 0  # a full table asks nothing of the board
 
     model = LearnedModel.of(load("raspberry-pi-4"))
     config = TINY.decode({name: values[0] for name, values in TINY.choices.items()})
     assert Pricer(model, devices.WORKLOAD).price(config).basis in (Basis.MEASURED, Basis.PREDICTED)
+
+
+def calibrated(factor: float) -> Path:
+    """Calibrate the board in use by measurements that take a factor longer."""
+    profile = load("raspberry-pi-4")
+    base, file = LearnedModel.of(profile), user_devices() / "results.csv"
+    kernels = list(table.read(profile.kernels_csv))[:12]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    for kernel, seconds in zip(kernels, base.latencies_s(kernels).tolist(), strict=True):
+        table.append(file, table.TableRow(kernel, factor * seconds, factor * seconds * 1.01))
+    return Path(calibration.calibrate(profile, file, devices.WORKLOAD, 0)["calibration"])
+
+
+def test_a_measurement_that_fails_leaves_table_and_calibration_in_use(data: Path) -> None:
+    stored = calibrated(1.5)
+    before = {path: path.read_bytes() for path in stored.parent.iterdir()}
+    with pytest.raises(CostError, match="vanished"):
+        measured(Board(last=30), 80)
+    assert {path: path.read_bytes() for path in stored.parent.iterdir() if path.is_file()} == before
+    with pytest.warns(ProfileWarning, match="calibration of raspberry-pi-4 .* nas device calibrate raspberry-pi-4"):
+        found = measured(Board(), 80)
+    assert found["kernels"].keys() == {"measured"}
+    assert found["calibration"] == {}
+    assert stored.with_suffix(".outdated.json").read_bytes() == before[stored]
+
+
+def test_a_predictor_that_is_fitted_anew_takes_no_correction_of_the_one_before(data: Path) -> None:
+    measured(Board(), 60)
+    stored, model = calibrated(1.5), LearnedModel.of(load("raspberry-pi-4"))
+    measured(Board(last=0), 60)  # nothing to time, nothing to fit
+    assert stored.is_file()
+    with pytest.raises(CostError, match="vanished"):
+        measured(Board(last=0), 500)
+    assert stored.is_file()
+    complete = partial(complete_table, load("raspberry-pi-4"), TINY, devices.WORKLOAD, seed=0, progress=silent)
+    with pytest.warns(ProfileWarning, match="kept as .*calibration.outdated.json"):
+        complete(Plan(500), timer=Board().timer(load("raspberry-pi-4")))  # as a search does
+    assert LearnedModel.of(load("raspberry-pi-4")).error.kernels > model.error.kernels
+    assert isinstance(cost_model("auto", load("raspberry-pi-4")), LearnedModel)
+
+
+def test_an_estimate_is_kept_in_the_users_folder_and_never_in_the_product(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = load("raspberry-pi-4")
+    before = {path: path.read_bytes() for path in shipped.folder.iterdir()}
+    counted = [item.kernel for item in estimate.shipped_counts(shipped)]
+    monkeypatch.setattr(devices, "drawn_kernels", lambda *_: counted[:50])
+    monkeypatch.setattr(devices, "wide_kernels", lambda *_: counted[50:120])
+    stored = calibrated(1.5)
+    with pytest.warns(ProfileWarning, match="corrected the predictor before"):
+        found = devices.estimate(shipped, "tiny", 50, 70, 0, silent)
+    assert {path: path.read_bytes() for path in shipped.folder.iterdir()} == before
+    assert found["folder"] == str(data / "devices" / "raspberry-pi-4") == str(load("raspberry-pi-4").folder)
+    assert found["kernels"] == {"static": 120}
+    assert LearnedModel.of(load("raspberry-pi-4")).error.kernels == 120
+
+    calibrated(1.5)
+    monkeypatch.setattr(devices, "wide_kernels", lambda *_: [])
+    monkeypatch.setattr(devices, "drawn_kernels", lambda *_: counted[:8])
+    with pytest.raises(CostError, match="a predictor needs"):
+        devices.estimate(load("raspberry-pi-4"), "tiny", 8, 0, 0, silent)
+    assert len(table.read(load("raspberry-pi-4").kernels_csv)) == 120
+    assert stored.is_file()
 
 
 def test_later_rounds_are_drawn_where_the_predictor_is_least_sure_and_end_when_it_is_sure(
@@ -127,12 +202,45 @@ def test_a_kill_between_timing_and_fitting_is_made_good(data: Path) -> None:
     assert found["predictor"]["kernels"] == sum(found["kernels"].values())
 
 
-def test_measured_and_estimated_kernels_do_not_mix(data: Path) -> None:
+def test_estimates_of_several_devices_are_one_json_document(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["raspberry-pi-4", "raspberry-pi-3b-plus"]
+    counted = [{item.kernel for item in estimate.shipped_counts(load(name))} for name in names]
+    kernels = sorted(set.intersection(*counted), key=str)
+    monkeypatch.setattr(devices, "drawn_kernels", lambda *_: kernels[:60])
+    monkeypatch.setattr(devices, "wide_kernels", lambda *_: kernels[60:90])
+    for asked in (names, names[:1]):
+        app(["device", "estimate", *asked, "--json"], standalone_mode=False)
+        told = json.loads(capsys.readouterr().out)
+        assert [one["device"] for one in (told if len(asked) > 1 else [told])] == asked
+    app(["device", "estimate", *names], standalone_mode=False)
+    told = capsys.readouterr().out
+    assert [f"{name}: kernels 90 static" in told for name in names] == [True, True]
+
+
+def test_whole_models_that_were_timed_survive_a_kill(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(configs: Sequence[VLMConfig], *_: Any) -> Iterator[tuple[VLMConfig, dict[str, float], bool]]:
+        for config in configs:
+            yield config, dict.fromkeys(GRAPH_PHASES, 1e-3), True
+
+    monkeypatch.setattr("nas.kernel_table.timed_configs", timed)
     profile = own(load("raspberry-pi-4"))
-    assert not profile.kernels_csv.exists()
+    complete_programs(profile, TINY, devices.WORKLOAD, 3, 0, silent)
+    whole = stored_programs(profile)
+    path = profile.folder / "programs.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert stored_programs(profile) == whole[:2]
+    complete_programs(profile, TINY, devices.WORKLOAD, 3, 0, silent)
+    assert stored_programs(profile) == whole
+
+
+def test_measured_and_estimated_kernels_do_not_mix(data: Path) -> None:
+    shipped = load("raspberry-pi-4")
     measured(Board(), 60)
-    with pytest.raises(NasError, match="which an estimate would replace"):
-        devices.estimate(profile, "tiny", 20, 20, 0, silent)
+    for profile in (shipped, load("raspberry-pi-4")):
+        with pytest.raises(NasError, match="which an estimate would replace"):
+            devices.estimate(profile, "tiny", 20, 20, 0, silent)
 
 
 def test_a_device_is_timed_where_it_is(data: Path) -> None:
@@ -144,6 +252,23 @@ def test_a_device_is_timed_where_it_is(data: Path) -> None:
         devices.board("127.0.0.1:9190", None, 10.0)
     with pytest.raises(ValueError, match="unknown space"):
         devices.space_named("tinny")
+
+
+def test_what_tvm_compiles_tells_nothing_of_another_runtime(data: Path, tmp_path: Path) -> None:
+    board, llama = Board(), own(load("raspberry-pi-5@llama.cpp"))
+    stored = {path: path.read_bytes() for path in llama.folder.iterdir()}
+    llama = load("raspberry-pi-5@llama.cpp")
+    calls: list[Callable[[], object]] = [
+        lambda: devices.measure(llama, "tiny", Plan(60), 0, silent, board),  # type: ignore[arg-type]
+        lambda: devices.estimate(llama, "tiny", 20, 20, 0, silent),
+        lambda: devices.validate(llama, "tiny", devices.WORKLOAD, 20, 0, 0, silent, board),  # type: ignore[arg-type]
+        lambda: devices.kit(llama, "tiny", 20, 0, tmp_path / "kit.tar"),
+    ]
+    for call in calls:
+        with pytest.raises(NasError, match=r"raspberry-pi-5@llama.cpp: .*name raspberry-pi-5 alone, or .* calibrate"):
+            call()
+    assert not board.timed
+    assert {path: path.read_bytes() for path in llama.folder.iterdir()} == stored
 
 
 def test_validation_draws_apart_and_counts_right(data: Path) -> None:
@@ -201,6 +326,10 @@ def test_counted_cycles_survive_a_kill_and_hang_on_the_code(data: Path) -> None:
     with store.path.open("a") as file:
         file.write('{"kernel": {"kind": "lin')
     assert store.read()[kernel] == Counted(kernel, 123.5, 2)
+    other = Kernel(KernelKind.LINEAR, 6, 7, 8)
+    store.append(Counted(other, 67.5, 0))
+    found = store.read()
+    assert (found[kernel].cycles, found[other].cycles) == (123.5, 67.5)
     assert estimate.Store({**target, "mcpu": "cortex-a53"}, "cortex-a53").path != store.path
 
 

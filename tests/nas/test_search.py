@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,14 +18,16 @@ import pytest
 
 from cost_models.models import cost_model
 from hardware_profiles import load
-from nas.archive import Archive
+from nas import query, screen
+from nas.archive import Archive, Evaluation, distributions
 from nas.candidate import Pricer
 from nas.errors import NasError
 from nas.experiment import Experiment
-from nas.objectives import violations
+from nas.objectives import Accuracy, violations
+from nas.proxies import PROXIES
 from nas.samplers import SAMPLERS
 from nas.search import FrontTracker, check_caps, front_of, promotion_order, search
-from search_spaces import VLMConfig
+from search_spaces import SPACES, VLMConfig
 
 
 def same(config: VLMConfig) -> VLMConfig:
@@ -93,6 +97,64 @@ def test_an_impossible_cap_names_the_nearest_reachable_value() -> None:
         check_caps(experiment, pricer_of(experiment), 0)
     reachable = small(caps={"max_latency_ms": 5})
     check_caps(reachable, pricer_of(reachable), 0)
+
+
+def stored(archive: Archive, proxy: str, values: list[float]) -> None:
+    """Finish a candidate for each value, as the proxy's estimate of its accuracy."""
+    pricer, rng = pricer_of(archive.experiment), random.Random(0)
+    space = SPACES[archive.experiment.space]
+    study = archive.study("cheap")
+    for value in values:
+        point = space.sample(rng)
+        config = space.decode(point)
+        study.enqueue_trial(point)
+        evaluation = Evaluation(config.id, point, pricer.price(config), Accuracy(value, proxy, PROXIES[proxy].basis))
+        archive.record("cheap", study.ask(distributions(archive.experiment)), evaluation)
+
+
+def test_a_cap_on_accuracy_is_not_judged_by_scores_that_only_rank(tmp_path: Path) -> None:
+    shares = {name for name, proxy in PROXIES.items() if "share of right answers" in proxy.says}
+    assert shares == {"supernet", "trained", "tuned"}
+    for name, proxy in PROXIES.items():
+        if proxy.fidelity != "cheap":
+            continue
+        experiment = small(name=name, proxy={"cheap": name})
+        archive = Archive.create(url_in(tmp_path), experiment)
+        stored(archive, name, [0.3, 0.7, 0.5])
+        profile = load("raspberry-pi-5")
+        if name in shares:
+            assert query.best(archive, profile, {"min_accuracy": 0.6}).accuracy == Accuracy(0.7, name, proxy.basis)
+            with pytest.raises(NasError, match=r"meets min_accuracy = 0.8; .* min_accuracy 0.7"):
+                query.best(archive, profile, {"min_accuracy": 0.8})
+        else:
+            with pytest.raises(NasError, match=f"min_accuracy = 0.6 cannot be judged: scores of the proxy {name} only"):
+                query.best(archive, profile, {"min_accuracy": 0.6, "max_latency_ms": 1e6})
+            assert query.best(archive, profile, {"max_latency_ms": 1e6}).accuracy
+        archive.close()
+
+
+@pytest.mark.parametrize("asked", ["raspberry-pi-4@tvm", "board.yaml"])
+def test_the_device_of_an_experiment_is_known_by_any_of_its_names(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = load("raspberry-pi-4")
+    shutil.copyfile(shipped.folder / "profile.yaml", "board.yaml")
+    experiment = small(device=asked)
+    archive = Archive.create(url_in(tmp_path), experiment)
+    search(archive, pricer_of(experiment), 5, 0, same, quiet)
+    known = archive.evaluations("cheap")
+    archive.record_measured(known[0].id, {"latency_measured_s": 1.0, "latency_predicted_s": 1.0, "quiet": True})
+    for name in ("raspberry-pi-4", asked):
+        assert query.on_device(archive, known, load(name)) == known
+        assert query.as_json(known[0], archive, load(name))["measured"]
+        assert screen.front_table(known, archive, load(name), "").columns[3]._cells[0] == "1000 ms"
+    other = load("raspberry-pi-5@llama.cpp")
+    assert query.on_device(archive, known, other) != known
+    assert query.as_json(known[0], archive, other)["measured"] is None
+    Path("board.yaml").unlink()
+    assert query.on_device(archive, known, other) != known  # another device needs no file of the first
+    archive.close()
 
 
 def test_the_stored_evaluation_is_what_was_evaluated(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -115,12 +116,12 @@ def training_section(found: Findings) -> str:
         parts.append(f"<div><h3>Loss; the front's in colour</h3>{chart(figure, 'training loss over steps')}</div>")
     if typed:
         parts.append(f"<div><h3>Accuracy by question</h3>{_question_table(typed)}</div>")
-    if not parts:
+    diverged = sum(bool(e.refused) for e in (*found.dear, *itertools.chain(*found.between.values())))
+    if not parts and not diverged:
         return ""
-    diverged = sum(bool(e.detail.get("diverged")) for e in found.dear)
     seconds = [float(e.detail["seconds"]) for e in found.dear if e.detail.get("seconds")]
     spent = f" They took {sum(seconds):.0f} s of processor time together." if seconds else ""
-    lost = f"{count(diverged, 'model')} diverged." if diverged else "None diverged."
+    lost = f"{count(diverged, 'model')} diverged, on no front." if diverged else "None diverged."
     return section(
         "Training",
         f"{count(len(found.dear), 'model')} trained. {lost}{spent}",

@@ -509,6 +509,10 @@ def test_a_model_is_saved_and_read_back(checkpoints: Path, tmp_path: Path, decod
     torch.testing.assert_close(asked_alone(again, again.pixels(coloured(), [0]), ids), asked_alone(model, image, ids))
     with pytest.raises(DataError, match=r"projector\.safetensors: no safetensors file"):
         load_saved(tmp_path / "encoder")
-    save_file({"a": torch.zeros(2)}, tmp_path / "projector.safetensors", {"format": "mine"})
-    with pytest.raises(DataError, match="format must be 'edge-vlm-nas projector 1', but got 'mine'"):
-        load_saved(tmp_path)
+    for about, says in (
+        ({"format": "mine"}, "format must be 'edge-vlm-nas projector 1', but got 'mine'"),
+        ({"format": "edge-vlm-nas projector 1", "projector": "mlp"}, "its metadata lack prompt"),
+    ):
+        save_file({"a": torch.zeros(2)}, tmp_path / "projector.safetensors", about)
+        with pytest.raises(DataError, match=rf"projector\.safetensors: {says}"):
+            load_saved(tmp_path)

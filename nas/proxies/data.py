@@ -122,15 +122,15 @@ class Splits:
     test: Dataset
 
     def vocabulary(self) -> Vocabulary:
-        """The words of the training texts and of the answers to be judged: every split is answerable."""
+        """The words of every text of every split, so that each answer can be given."""
         return Vocabulary.of(self.train.texts() | self.validation.texts() | self.test.texts())
 
 
 @dataclass(frozen=True, slots=True)
 class BlindBaseline:
-    """Accuracy on a dataset of the best guess that never looks at an image.
+    """Accuracy on a dataset of two guesses that never look at an image: the commonest training answer.
 
-    by_kind: the commonest training answer of the question's kind. by_text: of the exact question, the strongest guess.
+    by_kind, each_kind: to the question's kind. by_text: to the exact question, or its kind where that was never asked.
     """
 
     by_kind: float
@@ -240,7 +240,7 @@ _IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FolderPixels:
-    """Image files, each read once per size and kept as bytes; resized without keeping the aspect ratio, as LLaVA's."""
+    """Image files, each read once per size and kept as bytes; squeezed to a square, which LLaVA crops or pads to."""
 
     paths: tuple[Path, ...]
     _kept: dict[tuple[int, int], Bytes] = field(default_factory=dict, repr=False)

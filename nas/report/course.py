@@ -130,7 +130,7 @@ def training_section(found: Findings) -> str:
 
 
 def _blind(evaluation: Evaluation) -> tuple[float | None, Mapping[str, float]]:
-    # The best guess without the image: overall and by question, as far as the record tells.
+    # What the commonest training answers yield without the image: overall, to the exact question, and by kind.
     blind = evaluation.detail.get("blind_baseline")
     if isinstance(blind, Mapping):
         kinds = blind.get("each_kind")
@@ -157,5 +157,5 @@ def _question_table(evaluations: Sequence[Evaluation]) -> str:
         rows.append(row(f"<code>{escape(evaluation.id)}</code>", total, evaluation.detail["by_question_type"], mark))
     overall, each = _blind(evaluations[0])
     if overall is not None:
-        rows.append(row("best guess without the image", overall, each, badge(Basis.MEASURED)))
+        rows.append(row("commonest answer, no image", overall, each, badge(Basis.MEASURED)))
     return table(["model", "all", *(escape(str(kind)) for kind in kinds)], rows)

@@ -31,6 +31,8 @@ SMALLEST = {
     "projector": "linear",
 }
 CHEAP = [name for name, proxy in PROXIES.items() if proxy.fidelity == "cheap" and name != "supernet"]
+#: Those that count, and draw nothing.
+COUNTS = ("capacity", "flops")
 
 
 def config_of(**changes: int | float | str) -> VLMConfig:
@@ -46,15 +48,19 @@ def test_a_score_follows_from_its_seed_and_leaves_the_generators_alone(name: str
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert score(config_of(), 3) == first
-    if name not in ("capacity", "flops"):
-        assert score(config_of(), 4) != first
+    assert (score(config_of(), 4) == first) == (name in COUNTS)
 
 
 @pytest.mark.parametrize("name", CHEAP)
-def test_a_score_does_not_depend_on_the_vocabulary_of_the_users_data(name: str) -> None:
-    if name not in ("capacity", "flops", "combined"):
-        score = PROXIES[name].load()
-        assert score(config_of(), 0) == score(config_of().with_vocabulary(5000), 0)
+def test_a_score_of_a_network_does_not_depend_on_the_vocabulary_of_the_users_data(name: str) -> None:
+    score = PROXIES[name].load()
+    same = score(config_of(), 0) == score(config_of().with_vocabulary(5000), 0)
+    assert same == (name not in (*COUNTS, "combined"))  # embeddings and logits are counted
+
+
+def test_the_combination_takes_the_vocabulary_from_its_counts_alone() -> None:
+    few, many = (features(config_of().with_vocabulary(words), 0) for words in (60, 5000))
+    assert {name.split(".")[0] for name in few if few[name] != many[name]} == {"parameters", "flops"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from scipy.stats import spearmanr
 from nas.proxies.published import PRIOR, Facts, Prior, PublishedModel
 from nas.proxies.published_kernel import own_offset
 from nas.proxies.published_rows import BENCHMARKS, Row, published_rows, scaled
+from nas.search import Progress
 
 Array = NDArray[np.float64]
-Progress = Callable[[str, float, float, str], None]
 
 UNSEEN = Path(__file__).parent / "data" / "published_unseen.csv"
 #: Fewest models of a benchmark in a group that are ranked.

@@ -32,7 +32,7 @@ from search_spaces.config import VLMConfig
 from search_spaces.network import VisionLanguageModel
 
 #: Called with step, total steps and loss; whatever it raises ends the training and reaches the caller.
-Progress = Callable[[int, int, float], None]
+OnStep = Callable[[int, int, float], None]
 
 #: Pixels enter the network as (value / 255 - IMAGE_MEAN) / IMAGE_STD.
 IMAGE_MEAN, IMAGE_STD = 0.3, 0.3
@@ -123,7 +123,7 @@ def train_candidate(
     recipe: TrainingRecipe,
     *,
     seed: int,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
     start: VisionLanguageModel | None = None,
     teacher: VisionLanguageModel | None = None,
 ) -> Trained:

@@ -17,6 +17,7 @@ import experiments.benchmarks.zero_cost as benchmark
 from experiments import fit_zero_cost
 from experiments.benchmarks.zero_cost import PILOT, SINGLE, zero_cost
 from experiments.fit_zero_cost import fit
+from nas import screen
 from nas.errors import NasError
 from nas.proxies import PROXIES
 from nas.proxies.combined import STORED, Term, combined, features, read_stored, stored
@@ -213,3 +214,18 @@ def test_the_benchmark_leaves_out_what_the_fit_has_seen() -> None:
     assert -1 <= found["combined"]["kendall"] <= 1
     assert found["seconds"] > 0
     assert told[-1] == (3, 3)
+
+
+def test_a_tau_that_does_not_exist_is_shown_as_none() -> None:
+    found = {
+        "truth": {"configurations": 3, "best": 0.9, "spread": 0.0, "seed_kendall": None},
+        "supernet": {"kendall": None, "seconds": 0.1},
+        "zero_cost": {"combined": {"kendall": None}, "flops": {"kendall": 0.5}, "seconds": 0.1},
+        "published": {"mean_spearman": 0.8, "coverage": 0.9},
+    }
+    with screen.out.capture() as shown:
+        screen.show_proxies(found)
+    rows = [line.split() for line in shown.get().splitlines()]
+    assert ["supernet", "-", "0.10"] in rows
+    assert ["combined", "-", "0.10"] in rows
+    assert ["flops", "0.50"] in rows

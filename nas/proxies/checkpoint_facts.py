@@ -1,11 +1,11 @@
-"""What a checkpoint's config says, in the terms of `search_spaces.reference`, and which published models it is."""
+"""What a checkpoint's config says, in the terms of `search_spaces.reference`."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
 from nas.proxies.data import DataError
-from search_spaces.reference import ReferenceDecoder, ReferenceEncoder, reference_decoders, reference_encoders
+from search_spaces.reference import ReferenceDecoder, ReferenceEncoder
 
 _T = TypeVar("_T", ReferenceDecoder, ReferenceEncoder)
 
@@ -51,15 +51,6 @@ def encoder_facts(config: Any, prefix_tokens: int, name: str) -> ReferenceEncode
         source=name,
         basis="datasheet",
     )
-
-
-def published_as(facts: ReferenceDecoder | ReferenceEncoder) -> tuple[str, ...]:
-    """The published models that `facts` describes: names with equal dimensions (and equal prefix tokens, or tie)."""
-    if isinstance(facts, ReferenceDecoder):
-        alike = (facts.dimensions, facts.tied, facts.qkv_bias)
-        return tuple(n for n, r in reference_decoders().items() if (r.dimensions, r.tied, r.qkv_bias) == alike)
-    same = (facts.dimensions, facts.prefix_tokens)
-    return tuple(n for n, r in reference_encoders().items() if (r.dimensions, r.prefix_tokens) == same)
 
 
 def check_parameters(facts: _T, counted: int) -> _T:

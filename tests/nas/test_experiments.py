@@ -61,7 +61,7 @@ def test_an_experiment_on_this_machine_measures_its_front(path: Path, run: Any, 
 
 def test_candidates_climb_from_proxy_to_proxy(run: Any, experiment: Any, tmp_path: Path) -> None:
     proxy = {
-        "cheap": "capacity",
+        "cheap": "parameters",
         "between": [{"proxy": "naswot", "promote": 4}, {"proxy": "synflow", "promote": 3}],
         "dear": "trained",
         "promote": 2,

@@ -43,7 +43,7 @@ def quiet(stage: str, done: float, total: float, note: str = "") -> None:
 
 def small(**changes: object) -> Experiment:
     return Experiment.model_validate(
-        {"name": "s", "device": "raspberry-pi-4", "proxy": {"cheap": "capacity"}, **changes}
+        {"name": "s", "device": "raspberry-pi-4", "proxy": {"cheap": "parameters"}, **changes}
     )
 
 
@@ -143,7 +143,7 @@ def test_promotion_takes_the_front_first_and_spreads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spared", [1, 0])
 def test_what_diverges_is_on_no_front_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spared: int) -> None:
     """Three are promoted; the training of all but `spared` leaves the finite numbers."""
-    experiment = small(proxy={"cheap": "capacity", "promote": 3, "steps": 2, "workers": 1})
+    experiment = small(proxy={"cheap": "parameters", "promote": 3, "steps": 2, "workers": 1})
     archive = Archive.create(url_in(tmp_path), experiment)
     search(archive, pricer_of(experiment), 6, 0, partial(VLMConfig.with_vocabulary, vocabulary=60), quiet)
     chosen = {e.id for e in promotion_order(archive.evaluations("cheap"), experiment.objectives, 3)}

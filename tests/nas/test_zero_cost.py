@@ -33,7 +33,7 @@ SMALLEST = {
 }
 CHEAP = [name for name, proxy in PROXIES.items() if proxy.fidelity == "cheap" and name != "supernet"]
 #: Those that count, and draw nothing.
-COUNTS = ("capacity", "flops")
+COUNTS = ("parameters", "flops")
 
 
 def config_of(**changes: int | float | str) -> VLMConfig:

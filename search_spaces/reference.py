@@ -1,6 +1,7 @@
 """Published image encoders and decoders by name, at full size: what they are made of, and their kernels.
 
-Dimensions are rows of data/decoders.csv and data/encoders.csv, each with its source.
+Dimensions are rows of data/decoders.csv and data/encoders.csv, each with its source; where that does not tell whether
+the embedding is tied, the row says so ("tie: ... assumed").
 """
 
 from __future__ import annotations

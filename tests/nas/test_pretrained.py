@@ -305,6 +305,8 @@ def test_a_prompt_holds_image_and_question(checkpoints: Path, prompt: str) -> No
         ("SmolLM2-360M", 361_821_120, {}),
         ("SmolLM2-1.7B", 1_711_376_384, {}),
         ("TinyLlama-1.1B", 1_100_048_384, {}),
+        ("Qwen1.5-0.5B", 463_987_712, {}),
+        ("Qwen1.5-1.8B", 1_836_828_672, {}),
         ("Qwen2.5-0.5B", 494_032_768, {}),
         ("Qwen2.5-1.5B", 1_543_714_304, {}),
         ("Qwen2.5-3B", 3_085_938_688, {}),

@@ -74,7 +74,7 @@ def correlations(model: PublishedModel, rows: Sequence[Row]) -> dict[str, float]
 def held_out(
     rows: Sequence[Row], group: str, prior: Prior = PRIOR, *, unshared: bool = False
 ) -> tuple[PublishedModel, list[Row]]:
-    """A model fitted without the group, and the group; `unshared` without its configurations in other groups too."""
+    """A model fitted without the group, and the group; `unshared` without its models in other groups too."""
     own = [row for row in rows if row.group == group]
     known = {row.facts for row in own} if unshared else set()
     return PublishedModel.fit([row for row in rows if row.group != group and row.facts not in known], prior), own

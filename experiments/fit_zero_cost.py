@@ -118,7 +118,8 @@ def train(space: str, point: Point, steps: int) -> float:
     from nas.proxies.trained import TrainingRecipe, train_candidate
 
     recipe = TrainingRecipe(steps=steps)
-    return train_candidate(SPACES[space].decode(point), digit_scenes(0), recipe, seed=0).result.accuracy
+    # what diverged answers nothing
+    return train_candidate(SPACES[space].decode(point), digit_scenes(0), recipe, seed=0).result.accuracy or 0.0
 
 
 def _key(point: Point) -> str:

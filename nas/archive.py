@@ -34,12 +34,14 @@ from nas.objectives import OBJECTIVES, Accuracy, objective
 from search_spaces import SPACES, Point, VLMConfig, unknown
 
 DEFAULT_STORAGE = "sqlite:///runs/nas.db"
+#: Among what an evaluation was refused for: its training left the finite numbers.
+DIVERGED = "diverged"
 _EVALUATION, _EXPERIMENT, _MEASURED = "evaluation", "experiment", "measured:"
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A finished candidate. `refused` names the caps it broke before its accuracy was estimated."""
+    """A finished candidate; one `refused`, for caps it broke before it was scored or as DIVERGED, has no accuracy."""
 
     id: str
     point: Point
@@ -171,15 +173,18 @@ class Archive:
         return list(found.values())
 
     def best_known(self) -> list[Evaluation]:
-        """Every evaluated candidate of the dearest fidelity that has any, refused ones left out."""
+        """Every evaluated candidate of the dearest fidelity that has any; never one that it or a dearer one refused."""
+        refused: set[str] = set()
         for fidelity in reversed(self.fidelities):
-            known = [evaluation for evaluation in self.evaluations(fidelity) if not evaluation.refused]
+            evaluations = self.evaluations(fidelity)
+            refused |= {evaluation.id for evaluation in evaluations if evaluation.refused}
+            known = [evaluation for evaluation in evaluations if evaluation.id not in refused]
             if known:
                 return known
         return []
 
     def record(self, fidelity: str, trial: optuna.Trial, evaluation: Evaluation, penalty: float = 0.0) -> None:
-        """Finish a trial with its evaluation; `penalty` > 0 marks one that broke caps."""
+        """Finish a trial with its evaluation; `penalty` > 0 marks a refused one."""
         study = self.study(fidelity)
         trial.set_user_attr(_EVALUATION, json.dumps(evaluation.to_dict()))
         names = self.experiment.objectives

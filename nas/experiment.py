@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -213,7 +213,9 @@ def parse_experiment(data: dict[str, Any], where: str) -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        # a misspelt key is unknown, and another one seems to be missing
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _fields_at(first["loc"][:-1])
@@ -226,8 +228,8 @@ def parse_experiment(data: dict[str, Any], where: str) -> Experiment:
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Experiment
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
+        if isinstance(part, str):  # a number is a place in a list, whose items are of one model
+            annotation = model.model_fields[part].annotation
+            kinds = (annotation, *get_args(annotation))
+            model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return list(model.model_fields)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from optuna.samplers import RandomSampler
 
-from nas.archive import Archive, Evaluation, distributions
+from nas.archive import DIVERGED, Archive, Evaluation, distributions
 from nas.experiment import Rung
 from nas.objectives import Accuracy, violations
 from nas.proxies import PROXIES
@@ -33,8 +33,8 @@ def promote(
 ) -> None:
     """Estimate the promising of the fidelity `below`, up to the rung's count, starting none after its seconds.
 
-    Those in the archive are not repeated. `estimate` runs in a worker and returns accuracy and details; it must be
-    picklable.
+    Those in the archive are not repeated. `estimate` runs in a worker and returns accuracy (None: refused, as its
+    training diverged) and details; it must be picklable.
     """
     experiment, step = archive.experiment, "train" if fidelity == "dear" else fidelity
     drop_unfinished(archive, fidelity)
@@ -57,21 +57,28 @@ def promote(
                 running[pool.submit(estimate, evaluation.config(experiment))] = evaluation
             if not running:
                 break
-            progress(step, len(done), total, f"{tracker.note()}, {len(running)} at work")
+            progress(step, len(done), total, f"{_note(tracker, done.values())}, {len(running)} at work")
             for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                 finished = _finish(archive, fidelity, rung.proxy, running.pop(future), future.result())
                 done[finished.id] = finished
                 tracker.add(finished)
-    progress(step, len(done), len(done), tracker.note())
+    progress(step, len(done), len(done), _note(tracker, done.values()))
+
+
+def _note(tracker: FrontTracker, done: Iterable[Evaluation]) -> str:
+    diverged = sum(bool(evaluation.refused) for evaluation in done)
+    return tracker.note() + (f", diverged {diverged}" if diverged else "")
 
 
 def _finish(archive: Archive, fidelity: str, name: str, below: Evaluation, outcome: dict[str, Any]) -> Evaluation:
     study, by = archive.study(fidelity, RandomSampler()), PROXIES[name]
     study.enqueue_trial(dict(below.point))
     trial = study.ask(dict(distributions(archive.experiment)))
-    accuracy = Accuracy(outcome.pop("accuracy"), by.name, by.basis)
-    evaluation = Evaluation(below.id, below.point, below.cost, accuracy, detail={**below.detail, **outcome})
-    archive.record(fidelity, trial, evaluation)
+    value = outcome.pop("accuracy")
+    accuracy = None if value is None else Accuracy(value, by.name, by.basis)
+    refused = () if accuracy else (DIVERGED,)
+    evaluation = Evaluation(below.id, below.point, below.cost, accuracy, refused, {**below.detail, **outcome})
+    archive.record(fidelity, trial, evaluation, penalty=len(refused))
     return evaluation
 
 

@@ -344,11 +344,11 @@ def show_proxies(found: dict[str, Any]) -> None:
     )
     for heading in ("proxy", "Kendall's tau", "seconds a model"):
         table.add_column(heading, justify="left" if heading == "proxy" else "right")
-    table.add_row("supernet", f"{supernet['kendall']:.2f}", f"{supernet['seconds']:.2f}")
+    table.add_row("supernet", _tau(supernet["kendall"]), f"{supernet['seconds']:.2f}")
     for name, part in found["zero_cost"].items():
         if isinstance(part, dict):
             seconds = f"{found['zero_cost']['seconds']:.2f}" if name == "combined" else ""
-            table.add_row(name, f"{part['kendall']:.2f}", seconds)
+            table.add_row(name, _tau(part["kendall"]), seconds)
     out.print(table)
     published = found["published"]
     out.print(
@@ -356,6 +356,10 @@ def show_proxies(found: dict[str, Any]) -> None:
         f"{published['coverage']:.0%} inside intervals of 90 %",
         markup=False,
     )
+
+
+def _tau(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def facts_table(profile: Profile) -> Table:

@@ -1,6 +1,7 @@
 """Published image encoders and decoders by name, at full size.
 
-Rows of data/encoders.csv and data/decoders.csv, each with its source.
+Rows of data/encoders.csv and data/decoders.csv, each with its source; where that does not tell whether the embedding is
+tied, the row says so ("tie: ... assumed").
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ The calibrator's prior was chosen on the source devices of the sets alone, each 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,10 +30,10 @@ from experiments.benchmarks.networks.fbnet import FBNet
 from experiments.benchmarks.networks.nb201 import NB201
 from hardware_profiles import load
 from hardware_profiles.catalog import SHIPPED
+from nas.search import Progress
 from search_spaces import Kernel
 
 Array = NDArray[np.float64]
-Progress = Callable[[str, float, float, str], None]
 
 DATA = Path(__file__).parent / "data"
 #: Shipped devices whose static estimates are sources like any measured device.

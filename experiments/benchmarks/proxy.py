@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import spearmanr
 
 from experiments.benchmarks.published import published
 from experiments.benchmarks.truth import FILE
 from experiments.benchmarks.zero_cost import zero_cost
 from nas.proxies.combined import SUPERNET, Validated
 from nas.proxies.supernet_work import evaluate_slice
+from nas.report.trust import kendall_tau
+from nas.search import Progress
 from search_spaces import SPACES
-
-Progress = Callable[[str, float, float, str], None]
 
 
 def proxy(progress: Progress) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def proxy(progress: Progress) -> dict[str, Any]:
             "steps": steps,
             "spread": max(truth) - min(truth),
             "best": max(truth),
-            "seed_kendall": kendall(*zip(*twice, strict=True)) if len(twice) > 2 else None,
+            "seed_kendall": kendall_tau(*zip(*twice, strict=True)) if len(twice) > 2 else None,
             "seed_noise": statistics.median(abs(one - other) for one, other in twice) if twice else None,
         },
         "supernet": of_supernet(rows, truth, progress),
@@ -66,7 +65,7 @@ def of_supernet(rows: list[dict[str, Any]], truth: list[float], progress: Progre
         told.append(evaluate_slice(SPACES["tiny"].decode(row["point"]))["accuracy"])
         seconds.append(time.monotonic() - started)
     return {
-        "kendall": kendall(told, truth),
+        "kendall": kendall_tau(told, truth),
         "spearman": float(spearmanr(told, truth).statistic),
         "seconds": statistics.median(seconds),
         "most_seconds": max(seconds[1:]),
@@ -74,17 +73,12 @@ def of_supernet(rows: list[dict[str, Any]], truth: list[float], progress: Progre
     }
 
 
-def kendall(scores: Any, truth: Any) -> float:
-    """Kendall's tau-b."""
-    return float(kendalltau(scores, truth).statistic)
-
-
 def main() -> None:
     """Store how the supernet ranks the truth."""
     rows, _ = truth_rows()
     truth = [statistics.mean(row["accuracy"]) for row in rows]
     found = of_supernet(rows, truth, lambda *_: None)
-    told = Validated(space="tiny", configurations=len(rows), sign=1, kendall=round(found["kendall"], 3))
+    told = Validated(space="tiny", configurations=len(rows), sign=1, kendall=round(found["kendall"] or 0.0, 3))
     SUPERNET.write_text(json.dumps(asdict(told)) + "\n", encoding="utf-8")
     print(told)
 

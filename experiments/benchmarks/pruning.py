@@ -59,7 +59,7 @@ def main() -> None:
                 start = plain(network, config, random.Random(asked.seed) if name == "random" else None)
             right_after = evaluate(start, data.validation, vocabulary)[0]
             trained = train_candidate(config, data, recipe, seed=asked.seed, start=start)
-            results.append((right_after, trained.result.accuracy))
+            results.append((right_after, trained.result.accuracy or 0.0))  # what diverged answers nothing
         told = ", ".join(f"{name} {cut_:.3f} {after:.3f}" for name, ((*_, (cut_, after))) in found.items())
         print(f"{path.stem}: {whole[-1]:.3f}; {told}", flush=True)
     print(f"mean of {len(whole)}: {statistics.mean(whole):.3f}")

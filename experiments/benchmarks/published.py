@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from nas.proxies.published import PRIOR, Facts, Prior, PublishedModel
+from nas.proxies.published import HALF, PRIOR, Facts, Prior, PublishedModel
 from nas.proxies.published_kernel import own_offset
 from nas.proxies.published_rows import BENCHMARKS, Row, published_rows, scaled
+from nas.search import Progress
 
 Array = NDArray[np.float64]
-Progress = Callable[[str, float, float, str], None]
 
 UNSEEN = Path(__file__).parent / "data" / "published_unseen.csv"
 #: Fewest models of a benchmark in a group that are ranked.
 LEAST_MODELS = 6
-#: Half of an interval that holds nine in ten, in standard deviations of a normal distribution.
-_HALF = 1.6449
 #: Priors that `nested` chooses from: effects of recipes small or large, facts linear or curved.
 CHOICES = tuple(
     replace(
@@ -76,7 +74,7 @@ def correlations(model: PublishedModel, rows: Sequence[Row]) -> dict[str, float]
 def held_out(
     rows: Sequence[Row], group: str, prior: Prior = PRIOR, *, unshared: bool = False
 ) -> tuple[PublishedModel, list[Row]]:
-    """A model fitted without the group, and the group; `unshared` without its configurations in other groups too."""
+    """A model fitted without the group, and the group; `unshared` without its models in other groups too."""
     own = [row for row in rows if row.group == group]
     known = {row.facts for row in own} if unshared else set()
     return PublishedModel.fit([row for row in rows if row.group != group and row.facts not in known], prior), own
@@ -113,11 +111,11 @@ def published(progress: Progress) -> dict[str, Any]:
             left, deviation = given_offset(model, column)
             errors += list(left)
             deviations += list(deviation * model.widening)
-            inside += list(np.abs(left) <= _HALF * model.widening * deviation)
+            inside += list(np.abs(left) <= HALF * model.widening * deviation)
             points[column[0].benchmark] += list(np.abs(left) * model.units[column[0].benchmark])
             means, spread = model.posterior(column)
             values = [scaled(row.benchmark, row.value) / model.units[row.benchmark] for row in column]
-            half = _HALF * model.widening * np.sqrt(np.diag(spread) + model.prior.noise)
+            half = HALF * model.widening * np.sqrt(np.diag(spread) + model.prior.noise)
             fresh += list(np.abs(np.array(values) - means) <= half)
         groups[group] = {
             "rows": len({row.row for row in own}),
@@ -131,7 +129,7 @@ def published(progress: Progress) -> dict[str, Any]:
         }
     return {
         "mean_spearman": _mean(groups, "spearman"),
-        "coverage": float(np.mean(np.abs(errors) <= _HALF * np.array(deviations))),
+        "coverage": float(np.mean(np.abs(errors) <= HALF * np.array(deviations))),
         "groups": groups,
         "mean_spearman_where_architecture_varies": _mean(
             {name: one for name, one in groups.items() if one["architecture_varies"]}, "spearman"
@@ -153,7 +151,7 @@ def _left_out(rows: Sequence[Row]) -> dict[str, Any]:
     for row, error in zip(rows, left, strict=True):
         points[row.benchmark].append(abs(error) * model.units[row.benchmark])
     return {
-        "coverage": float(np.mean(np.abs(left) <= _HALF * model.widening * deviation)),
+        "coverage": float(np.mean(np.abs(left) <= HALF * model.widening * deviation)),
         "mean_error": {name: float(np.mean(found)) for name, found in points.items()},
     }
 
@@ -166,7 +164,7 @@ def _unseen() -> dict[str, Any]:
         own = [row for row in rows if row.group == group]
         means, spread = model.posterior(own)
         values = [scaled(row.benchmark, row.value) / model.units[row.benchmark] for row in own]
-        half = _HALF * model.widening * np.sqrt(np.diag(spread) + model.prior.noise)
+        half = HALF * model.widening * np.sqrt(np.diag(spread) + model.prior.noise)
         correlation = correlations(model, own)
         found[group] = {
             "rows": len({row.row for row in own}),

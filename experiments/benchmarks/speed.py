@@ -78,7 +78,7 @@ def main() -> None:
         experiment = {
             "name": "bench",
             "device": "raspberry-pi-4",
-            "proxy": {"cheap": "capacity", "promote": 0},
+            "proxy": {"cheap": "parameters", "promote": 0},
             "trials": 150,
         }
         (folder / "bench.yaml").write_text(json.dumps(experiment))  # JSON is YAML

@@ -2,10 +2,11 @@
 
     python -m experiments.benchmarks.truth [--workers N]
 
-Writes data/truth_tiny.json after every training; a killed run goes on. The configs are drawn in equal numbers from
-equal steps of log latency on a Raspberry Pi 4, between the fastest models and the quickstart's limit of parameters.
-Those in the table were drawn when head widths of 20 and 28 and half and quarter expansions were no choices yet.
-Accuracy is that on the test scenes, which no proxy sees.
+Writes data/truth_tiny.json after every training; a killed run loses the trainings under way and goes on. The configs of
+a fresh table are drawn in equal numbers from equal steps of log latency on a Raspberry Pi 4, between the fastest models
+and the quickstart's limit of parameters. Those of the table at hand stand in it: they were drawn so when head widths of
+20 and 28 and half and quarter expansions were no choices yet, and would be others today. Accuracy is that on the test
+scenes, which no proxy sees.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WORKLOAD = Workload(prompt_tokens=10, new_tokens=2)
 
 
 def drawn(seed: int = 0) -> list[dict[str, Value]]:
-    """The configs' points."""
+    """Points for a fresh table; those of the table at hand are read from it, as `tiny` has grown since."""
     space, rng = SPACES[SPACE], random.Random(f"truth {seed}")
     vocabulary = len(digit_scenes(DATA_SEED).vocabulary())
     pricer = Pricer(cost_model("auto", load(DEVICE)), WORKLOAD)

@@ -1,4 +1,4 @@
-"""Zero-cost proxies against a table of configurations trained alone: Kendall's tau of each, and of the combination."""
+"""Zero-cost proxies against a table of configs trained alone: Kendall's tau of each, and of the combination."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nas.report.trust import kendall_tau
 from nas.search import Progress
 from search_spaces import SPACES
 
-#: The configurations that the combination was fitted on.
+#: The configs that the combination was fitted on.
 PILOT = Path(__file__).parent / "data" / "pilot_tiny.json"
 #: The single proxies, by the name that their features begin with.
 SINGLE = ("synflow", "naswot", "expressivity", "gradient_norm", "zico", "parameters", "flops")
@@ -28,9 +28,9 @@ Row = Mapping[str, Any]
 def zero_cost(rows: Sequence[Row], progress: Progress, seed: int = 0) -> dict[str, Any]:
     """Kendall's tau with the mean accuracy of `rows`: "combined", every single proxy, each with its sign and parts.
 
-    rows: {"point": {choice: value}, "accuracy": [one a seed]}. Configurations that the combination was fitted on are
-    left out and counted. "seconds" is the median of processor time a configuration, all proxies together;
-    "pilot_is_current" says whether the fit's configurations were trained on the scenes as they are now.
+    rows: {"point": {choice: value}, "accuracy": [one a seed]}. Configs that the combination was fitted on are left
+    out and counted. "seconds" is the median of processor time a config, all proxies together;
+    "pilot_is_current" says whether the fit's configs were trained on the scenes as they are now.
     """
     space = SPACES[stored().space]
     pilot = read_pilot()

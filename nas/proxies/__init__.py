@@ -85,7 +85,7 @@ PROXIES: dict[str, Proxy] = {
             f"{_ZERO_COST}:gradient_norm",
         ),
         Proxy("zico", "cheap", Basis.PREDICTED, f"{_RANKS} how alike gradients of batches are", f"{_ZERO_COST}:zico"),
-        Proxy("capacity", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of the parameters", f"{_ZERO_COST}:parameters"),
+        Proxy("parameters", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of the parameters", f"{_ZERO_COST}:parameters"),
         Proxy("flops", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of a request's operations", f"{_ZERO_COST}:flops"),
         Proxy(
             "trained",

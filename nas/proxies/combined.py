@@ -39,7 +39,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """Where a proxy was compared with trained accuracy: space, configurations, sign and Kendall's tau.
+    """Where a proxy was compared with trained accuracy: space, number of configs, sign and Kendall's tau.
 
     `sign` is +1 where higher is taken as better; `kendall` counts with that sign. by_component: tau of each part.
     """

@@ -16,7 +16,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
@@ -122,15 +122,15 @@ class Splits:
     test: Dataset
 
     def vocabulary(self) -> Vocabulary:
-        """The words of the training texts and of the answers to be judged: every split is answerable."""
+        """The words of every text of every split, so that each answer can be given."""
         return Vocabulary.of(self.train.texts() | self.validation.texts() | self.test.texts())
 
 
 @dataclass(frozen=True, slots=True)
 class BlindBaseline:
-    """Accuracy on a dataset of the best guess that never looks at an image.
+    """Accuracy on a dataset of two guesses that never look at an image: the commonest training answer.
 
-    by_kind: the commonest training answer of the question's kind. by_text: of the exact question, the strongest guess.
+    by_kind, each_kind: to the question's kind. by_text: to the exact question, or its kind where that was never asked.
     """
 
     by_kind: float
@@ -238,21 +238,37 @@ def _split(text: str) -> tuple[str, ...]:
 _IMAGE_MARK = "<image>"
 
 
+class KeptImages:
+    """Decoded images by number and size, up to `most_bytes`: the first stay, the others are decoded each time."""
+
+    def __init__(self, most_bytes: int = 1 << 30) -> None:
+        self.most_bytes, self.bytes = most_bytes, 0
+        self._found: dict[tuple[int, int], Bytes] = {}
+
+    def images(self, indices: Indices, image_px: int, decode: Callable[[int, int], Bytes]) -> Bytes:
+        """Images as (B, 3, image_px, image_px); `decode` gives one by number and size."""
+        return np.stack([self._image(i, image_px, decode) for i in indices.tolist()])
+
+    def _image(self, number: int, image_px: int, decode: Callable[[int, int], Bytes]) -> Bytes:
+        found = self._found.get((number, image_px))
+        if found is None:
+            found = decode(number, image_px)
+            if self.bytes + found.nbytes <= self.most_bytes:
+                self._found[number, image_px] = found
+                self.bytes += found.nbytes
+        return found
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FolderPixels:
-    """Image files, each read once per size and kept as bytes; resized without keeping the aspect ratio, as LLaVA's."""
+    """Image files, squeezed to a square, which LLaVA crops or pads to."""
 
     paths: tuple[Path, ...]
-    _kept: dict[tuple[int, int], Bytes] = field(default_factory=dict, repr=False)
+    kept: KeptImages = field(default_factory=KeptImages, repr=False)
 
     def images(self, indices: Indices, image_px: int) -> Bytes:
         """Read the images as (B, 3, image_px, image_px)."""
-        found = []
-        for i in indices.tolist():
-            if (i, image_px) not in self._kept:
-                self._kept[i, image_px] = read_image(self.paths[i], image_px, self.paths[i])
-            found.append(self._kept[i, image_px])
-        return np.stack(found)
+        return self.kept.images(indices, image_px, lambda i, px: read_image(self.paths[i], px, self.paths[i]))
 
 
 def open_image(file: Path | IO[bytes], where: object) -> Image:

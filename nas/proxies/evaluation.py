@@ -78,7 +78,8 @@ def estimate(experiment: Experiment, folder: Path, name: str, steps: int | None,
 def train(experiment: Experiment, folder: Path, name: str, steps: int | None, config: VLMConfig) -> dict[str, Any]:
     """Train a config, keep its weights, and return validation accuracy (for the search) and test accuracy (only told).
 
-    The weights are in place before the result is returned, so that a result in the archive always has its weights.
+    The weights are in place before the result is returned, so that an accuracy in the archive always has its weights. A
+    training that diverged has neither: its accuracy is None.
     """
     import torch
 
@@ -90,19 +91,22 @@ def train(experiment: Experiment, folder: Path, name: str, steps: int | None, co
     recipe, start = PROXIES[name].load()(config, data, steps)
     trained = train_candidate(config, data, recipe, seed=experiment.seed, start=start)
     result = trained.result
+    about = {
+        "accuracy": result.accuracy,
+        "loss_curve": [list(point) for point in result.loss_curve],
+        "seconds": result.seconds,
+        "steps": result.steps,
+    }
+    if result.diverged:
+        return about
     test_accuracy, _ = evaluate(trained.network, data.test, trained.vocabulary)
     path = weights_path(folder, config.id)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     save_weights(trained.network, trained.vocabulary, unfinished)
     unfinished.replace(path)
-    return {
-        "accuracy": result.accuracy,
+    return about | {
         "test_accuracy": test_accuracy,
         "by_question_type": dict(result.by_question_type),
         "blind_baseline": asdict(blind_baseline(data.train, data.validation)),
-        "loss_curve": [list(point) for point in result.loss_curve],
-        "seconds": result.seconds,
-        "steps": result.steps,
-        "diverged": result.diverged,
     }

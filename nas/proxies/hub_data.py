@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nas.proxies.data import (
     SPLIT_SHARES,
     SPLITS,
@@ -27,6 +25,7 @@ from nas.proxies.data import (
     DataError,
     Dataset,
     Indices,
+    KeptImages,
     Question,
     Splits,
     read_image,
@@ -47,29 +46,23 @@ _Asked = tuple[str, Any, list[Question]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowPixels:
-    """Encoded images in rows of a table on disk; decoded on demand and kept up to `most_bytes` of pixels."""
+    """Encoded images in rows of a table on disk, decoded on demand."""
 
     rows: Any
     column: str
     numbers: tuple[int, ...]
     name: str
-    most_bytes: int = 1 << 30
-    _kept: dict[tuple[int, int], Bytes] = field(default_factory=dict, repr=False)
+    kept: KeptImages = field(default_factory=KeptImages, repr=False)
 
     def images(self, indices: Indices, image_px: int) -> Bytes:
         """Decode the images as (B, 3, image_px, image_px); DataError for a damaged one, with its row."""
-        return np.stack([self._image(i, image_px) for i in indices.tolist()])
+        return self.kept.images(indices, image_px, self._decoded)
 
-    def _image(self, index: int, image_px: int) -> Bytes:
-        if (index, image_px) in self._kept:
-            return self._kept[index, image_px]
+    def _decoded(self, index: int, image_px: int) -> Bytes:
         number = self.numbers[index]
         where = f"{self.name}: row {number}"
         [cell] = self.rows[number : number + 1].column(self.column).to_pylist()
-        pixels = read_image(io.BytesIO(_encoded(cell, where)), image_px, where)
-        if (len(self._kept) + 1) * pixels.nbytes <= self.most_bytes:
-            self._kept[index, image_px] = pixels
-        return pixels
+        return read_image(io.BytesIO(_encoded(cell, where)), image_px, where)
 
 
 @dataclass(frozen=True, slots=True)

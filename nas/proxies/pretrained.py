@@ -270,7 +270,7 @@ def load_vlm(
 def load_saved(folder: Path) -> PretrainedVLM:
     """Read what `PretrainedVLM.save` wrote; anything else is a DataError."""
     path = folder / "projector.safetensors"
-    weights, about = read_tensors(path, _FORMAT)
+    weights, about = read_tensors(path, _FORMAT, needed=("projector", "prompt"))
     encoder, decoder = str(folder / "encoder"), str(folder / "decoder")
     model = load_vlm(encoder, decoder, about["projector"], seed=0, prompt=about["prompt"])
     try:

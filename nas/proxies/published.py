@@ -12,10 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles import Basis
 from nas.errors import NasError
 from nas.proxies.published_facts import Facts, described
 from nas.proxies.published_features import FEATURES, missing
@@ -27,16 +29,20 @@ Indices = NDArray[np.intp]
 
 #: The share of intervals that should hold the published score.
 LEVEL = 0.9
+#: Half of such an interval in standard deviations of a normal distribution: 1.645.
+HALF = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 #: Chosen on published tables, each predicted from the others: see docs/accuracy.md.
 PRIOR = Prior()
-#: Half of the interval in standard deviations of a normal distribution.
-_HALF = 1.6449
-_TAILS = 4.0
-_LEAST_ROWS = 12
-_LEAST_MODELS = 3
-#: Ranges of facts end this factor beyond the outermost published model.
-_SLACK = 1.1
-_NEW_YEARS = 0.5
+# The numbers below are assumed: no table was asked for them.
+#: Degrees of freedom of the errors (Student's distribution), and the least trust that one value keeps among the others.
+_TAILS, _LEAST_TRUST = 4.0, 0.05
+#: Fewest values of a fit, and fewest models of a column that give each other an offset.
+_LEAST_ROWS, _LEAST_MODELS = 12, 3
+#: Ranges of facts end this factor, and dates these years, beyond the outermost published model.
+_SLACK, _NEW_YEARS = 1.1, 0.5
+#: Standard deviation over mean distance from the median (1.25 of a normal distribution, a bit less as errors have heavy
+#: tails), the least spread of a benchmark in percent, that of one with no column of enough values, and how many are.
+_SPREAD, _LEAST_SPREAD, _NO_SPREAD, _COLUMN = 1.2, 0.5, 3.0, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class Score:
     value: float
     low: float
     high: float
+    basis: Basis = Basis.PREDICTED
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,11 @@ class PublishedModel:
             inverse = _inverted(inner + np.diag(prior.noise / trust))
             if not again:
                 left, variance = (inverse @ centred) / np.diag(inverse), 1.0 / np.diag(inverse)
-                trust = np.clip((_TAILS + 1) / (_TAILS + left**2 / variance), 0.05, 1.25)
+                trust = np.maximum((_TAILS + 1) / (_TAILS + left**2 / variance), _LEAST_TRUST)
         model = cls(rows, prior, units, codes, coded, target, inverse)
         left, deviation, group = model.left_out_groups()
-        share = _quantile(np.abs(left) / deviation, 1.0 / np.bincount(group)[group]) if len(left) else _HALF
-        return replace(model, widening=max(share / _HALF, 1.0))
+        share = _quantile(np.abs(left) / deviation, 1.0 / np.bincount(group)[group]) if len(left) else HALF
+        return replace(model, widening=max(share / HALF, 1.0))
 
     def left_out(self) -> tuple[Array, Array]:
         """Each value minus its prediction from all others but those of the same row, and its standard deviation.
@@ -136,7 +143,7 @@ class PublishedModel:
             variances = variances + (self._means(moved, covariance(moved, self._coded, self.prior)) - means) ** 2
         scores = {}
         for row, mean, variance in zip(asked, means, variances, strict=True):
-            half = _HALF * self.widening * math.sqrt(variance)
+            half = HALF * self.widening * math.sqrt(variance)
             value, low, high = (
                 _possible(row, at * self.units[row.benchmark]) for at in (mean, mean - half, mean + half)
             )
@@ -216,9 +223,12 @@ def _units(rows: Sequence[Row]) -> dict[str, float]:
     for row in rows:
         columns.setdefault((row.group, row.column), []).append(scaled(row.benchmark, row.value))
     for (_, column), values in columns.items():
-        if len(values) >= 4:
+        if len(values) >= _COLUMN:
             spread[COLUMNS[column]] += list(np.abs(np.array(values) - np.median(values)))
-    return {name: max(1.2 * float(np.mean(found)), 0.5) if found else 3.0 for name, found in spread.items()}
+    return {
+        name: max(_SPREAD * float(np.mean(found)), _LEAST_SPREAD) if found else _NO_SPREAD
+        for name, found in spread.items()
+    }
 
 
 def _inverted(covariance_: Array) -> Array:
@@ -233,6 +243,7 @@ def _quantile(values: Array, weights: Array) -> float:
 
 
 def _possible(row: Row, value: float) -> float:
+    # MME's perception: ten tasks of at most 200 points (arXiv:2306.13394)
     return float(min(max(unscaled(row.benchmark, value), 0.0), 2000.0 if row.benchmark == "MME" else 100.0))
 
 

@@ -59,8 +59,8 @@ class Facts:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise NasError(f"{name} must be more than 0, or None where it is not known, but is {value}")
-        if self.text_score is not None and not 0 < self.text_score < 100:
-            raise NasError(f"text_score is MMLU in percent, between 0 and 100, but is {self.text_score}")
+        if self.text_score is not None and not 1 < self.text_score < 100:
+            raise NasError(f"text_score is MMLU in percent, between 1 and 100, but is {self.text_score}")
         if not 2 <= self.weight_bits <= 32:
             raise NasError(f"weight_bits must be 2 to 32, but is {self.weight_bits}")
         if self.pruning not in PRUNINGS:

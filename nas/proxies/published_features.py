@@ -37,17 +37,22 @@ FEATURES = (
 #: Names whose effects are estimated: of few rows each, so drawn towards zero.
 KINDS = ("encoder family", "decoder family", "recipe", "projector", "same facts")
 
+# The numbers below are assumed, but where a source is named.
 #: More samples than this help no further: web pairs in billions against millions of instructions.
 _MOST_SAMPLES = 5e7
+#: Taken where a fact is not known: the tables' medians, but of encoders between their two commonest sizes.
 _USUAL = {"image_px": 384.0, "image_tokens": 576.0, "encoder_parameters": 4e8, "training_samples": 2e6}
 #: Of models whose makers do not tell: the order of what open models of their day used.
 _UNDISCLOSED = {"image_px": 1000.0, "image_tokens": 576.0, "encoder_parameters": 4e8, "training_samples": 5e7}
+#: The tables' median.
 _USUAL_YEAR = 2024.2
-_MOST_PARAMETERS = 7e10
+#: Bounds of what is estimated of a decoder, parameters and MMLU (guesses reach 25), and its size if neither is known.
+_MOST_PARAMETERS, _LEAST_TEXT, _MOST_TEXT, _NO_PARAMETERS = 7e10, 25.0, 85.0, 3e10
+#: What weights of so many bits or fewer cost.
 _BITS = {8: -0.3, 4: -1.0}
-#: Decoder layers over which the tokens of fusion layers are averaged: those of a decoder with 7e9 parameters.
-_LAYERS = 32
-_PATCH = 14
+#: Decoder layers over which the tokens of fusion layers are averaged, and the encoder's patch: those of Vicuna-7B and
+#: of CLIP-L, from which LLaVA-Mini is made (arXiv:2501.03895).
+_LAYERS, _PATCH = 32, 14
 
 
 def missing(facts: Facts) -> tuple[str, ...]:
@@ -107,9 +112,9 @@ def _decoder(facts: Facts, year: float) -> tuple[float, float]:
     of_text, of_size = _decoder_fits()
     size, text = facts.decoder_parameters, facts.text_score
     if size is None:
-        size = 3e10 if text is None else min(math.exp(of_size @ [1.0, text, year]), _MOST_PARAMETERS)
+        size = _NO_PARAMETERS if text is None else min(math.exp(of_size @ [1.0, text, year]), _MOST_PARAMETERS)
     if text is None:
-        text = min(max(float(of_text @ [1.0, math.log(size), year]), 25.0), 85.0)
+        text = min(max(float(of_text @ [1.0, math.log(size), year]), _LEAST_TEXT), _MOST_TEXT)
     return size, text
 
 

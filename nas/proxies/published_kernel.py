@@ -14,8 +14,9 @@ from nas.proxies.published_rows import BENCHMARKS, COLUMNS, Row
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_LEVELS_VARIANCE = 25.0
-_WIDTH = 3.0
+#: Variance of levels, so large that the values tell them; the width of curves in units of features; what a benchmark's
+#: own curve adds to the shared one. Assumed.
+_LEVELS_VARIANCE, _WIDTH, _OWN_CURVE = 25.0, 3.0, 0.5
 _CURVED = [
     FEATURES.index(name)
     for name in ("decoder size", "text score", "resolution", "image tokens", "training samples", "release")
@@ -23,7 +24,7 @@ _CURVED = [
 #: Levels of values: a column each; `mme` sums perception alone, at most 2,000 points, or cognition too, told by a
 #: table's median.
 _LEVEL_NAMES = (*COLUMNS, "mme sum")
-_SUM_FROM = 1700.0
+_SUM_FROM = 1700.0  # assumed: no table's median lies between 1,585 and 1,721
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def covariance(a: Coded, b: Coded, prior: Prior, *, of_tables: bool = True) -> A
     found: Array = prior.weights * (a.x @ b.x.T) * shares
     one, other = a.x[:, _CURVED], b.x[:, _CURVED]
     apart = (one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T
-    found += prior.curved * np.exp(-np.maximum(apart, 0.0) / (2 * _WIDTH**2)) * (1.0 + 0.5 * bench)
+    found += prior.curved * np.exp(-np.maximum(apart, 0.0) / (2 * _WIDTH**2)) * (1.0 + _OWN_CURVE * bench)
     for at, (shared, own) in enumerate(zip(prior.kinds, prior.kinds_by_benchmark, strict=True)):
         found += _same(a.kinds[at], b.kinds[at]) * (shared + own * bench)
     found += _LEVELS_VARIANCE * _same(a.level, b.level)

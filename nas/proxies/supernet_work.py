@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas.proxies.data import DataError, Splits, Vocabulary
 from nas.proxies.digits import VERSION, digit_scenes
@@ -15,11 +14,12 @@ from nas.proxies.supernet import Supernet
 from search_spaces import SPACES, Precision, VLMConfig, unknown
 from search_spaces.network import VisionLanguageModel
 
+if TYPE_CHECKING:
+    from nas.search import Progress
+
 #: The product's own weights.
 SHIPPED = Path(__file__).parent / "supernets"
 WEIGHTS = "supernet.safetensors"
-
-Progress = Callable[[str, float, float, str], None]
 
 
 def train(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary, blind_baseline
+from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary
 from nas.proxies.muon import Muon
 from nas.proxies.rounding import rounded
 from search_spaces.config import VLMConfig
@@ -32,7 +32,7 @@ from search_spaces.modules.language import rotary
 from search_spaces.network import VisionLanguageModel
 
 #: Called with step, total steps and loss; whatever it raises ends the training and reaches the caller.
-Progress = Callable[[int, int, float], None]
+OnStep = Callable[[int, int, float], None]
 
 #: Pixels enter the network as (value / 255 - IMAGE_MEAN) / IMAGE_STD.
 IMAGE_MEAN, IMAGE_STD = 0.3, 0.3
@@ -92,16 +92,20 @@ class TrainingRecipe:
 class TrainedResult:
     """Accuracy on validation questions: share answered exactly, by greedy decoding.
 
-    seconds: processor time of training, evaluation not included. loss_curve: (step, answer loss in nats). diverged:
-    the loss left the finite numbers; accuracies are then those of the best blind guess per kind.
+    None, and nothing by type, where the training diverged: where its loss left the finite numbers. seconds: processor
+    time of training, evaluation not included. loss_curve: (step, answer loss in nats).
     """
 
-    accuracy: float
+    accuracy: float | None
     by_question_type: Mapping[str, float]
     steps: int
     seconds: float
     loss_curve: tuple[tuple[int, float], ...]
-    diverged: bool = False
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training failed, so that the network is worth nothing."""
+        return self.accuracy is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +123,7 @@ def train_candidate(
     recipe: TrainingRecipe,
     *,
     seed: int,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
     start: VisionLanguageModel | None = None,
     teacher: VisionLanguageModel | None = None,
 ) -> Trained:
@@ -167,12 +171,8 @@ def train_candidate(
                 if progress is not None:
                     progress(taken, recipe.steps, answers.item())
     seconds = time.process_time() - started
-    if diverged:
-        blind = blind_baseline(data.train, data.validation)
-        accuracy, by_type = blind.by_kind, dict(blind.each_kind)
-    else:
-        accuracy, by_type = evaluate(network, data.validation, vocabulary)
-    return Trained(TrainedResult(accuracy, by_type, taken, seconds, tuple(curve), diverged), network, vocabulary)
+    accuracy, by_type = (None, {}) if diverged else evaluate(network, data.validation, vocabulary)
+    return Trained(TrainedResult(accuracy, by_type, taken, seconds, tuple(curve)), network, vocabulary)
 
 
 def _distance(logits: Tensor, teacher: VisionLanguageModel, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,8 @@ from torch.nn import functional as F
 
 from nas.proxies.data import DataError, Dataset, Question
 from nas.proxies.pretrained import PARTS, PretrainedVLM
+from nas.proxies.trained import IGNORED, OnStep
 from search_spaces import unknown
-
-_IGNORED = -100
-
-#: Called with step, total steps and loss; whatever it raises ends the training and reaches the caller.
-Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +91,7 @@ def evaluate(model: PretrainedVLM, judged: Dataset, *, batch: int = 16) -> tuple
 
 
 def fine_tune(
-    model: PretrainedVLM, data: Dataset, recipe: TuningRecipe, *, seed: int, progress: Progress | None = None
+    model: PretrainedVLM, data: Dataset, recipe: TuningRecipe, *, seed: int, progress: OnStep | None = None
 ) -> Tuned:
     """Train `recipe.parts` of the model in place on questions drawn by `seed`; afterwards nothing is frozen.
 
@@ -159,12 +155,12 @@ def _answers(model: PretrainedVLM, images: Tensor, asked: Sequence[Question]) ->
         raise DataError(f"{model.facts.name}: a question of no tokens")
     length = max(len(question) + len(answer) - 1 for question, answer in rows)
     ids = torch.full((len(rows), length), model.end)
-    targets = torch.full((len(rows), length), _IGNORED)
+    targets = torch.full((len(rows), length), IGNORED)
     for row, (question, answer) in enumerate(rows):
         text = (*question, *answer[:-1])
         ids[row, : len(text)] = torch.tensor(text)
         targets[row, len(question) - 1 : len(text)] = torch.tensor(answer)
     ids, targets = ids.to(model.device), targets.to(model.device)
-    said = targets != _IGNORED
+    said = targets != IGNORED
     owner = torch.arange(len(rows), device=model.device)[:, None].expand_as(targets)
     return model.logits(model.hidden(images, ids)[said]), targets[said], owner[said]

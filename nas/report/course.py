@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -115,12 +116,12 @@ def training_section(found: Findings) -> str:
         parts.append(f"<div><h3>Loss; the front's in colour</h3>{chart(figure, 'training loss over steps')}</div>")
     if typed:
         parts.append(f"<div><h3>Accuracy by question</h3>{_question_table(typed)}</div>")
-    if not parts:
+    diverged = sum(bool(e.refused) for e in (*found.dear, *itertools.chain(*found.between.values())))
+    if not parts and not diverged:
         return ""
-    diverged = sum(bool(e.detail.get("diverged")) for e in found.dear)
     seconds = [float(e.detail["seconds"]) for e in found.dear if e.detail.get("seconds")]
     spent = f" They took {sum(seconds):.0f} s of processor time together." if seconds else ""
-    lost = f"{count(diverged, 'model')} diverged." if diverged else "None diverged."
+    lost = f"{count(diverged, 'model')} diverged, on no front." if diverged else "None diverged."
     return section(
         "Training",
         f"{count(len(found.dear), 'model')} trained. {lost}{spent}",
@@ -129,7 +130,7 @@ def training_section(found: Findings) -> str:
 
 
 def _blind(evaluation: Evaluation) -> tuple[float | None, Mapping[str, float]]:
-    # The best guess without the image: overall and by question, as far as the record tells.
+    # What the commonest training answers yield without the image: overall, to the exact question, and by kind.
     blind = evaluation.detail.get("blind_baseline")
     if isinstance(blind, Mapping):
         kinds = blind.get("each_kind")
@@ -156,5 +157,5 @@ def _question_table(evaluations: Sequence[Evaluation]) -> str:
         rows.append(row(f"<code>{escape(evaluation.id)}</code>", total, evaluation.detail["by_question_type"], mark))
     overall, each = _blind(evaluations[0])
     if overall is not None:
-        rows.append(row("best guess without the image", overall, each, badge(Basis.MEASURED)))
+        rows.append(row("commonest answer, no image", overall, each, badge(Basis.MEASURED)))
     return table(["model", "all", *(escape(str(kind)) for kind in kinds)], rows)

@@ -44,7 +44,7 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
             "name": "small",
             "device": "raspberry-pi-4",
             "trials": 12,
-            "proxy": {"cheap": "capacity", "promote": 0},
+            "proxy": {"cheap": "parameters", "promote": 0},
             **changes,
         }
         path = tmp_path / f"{data['name']}.yaml"

@@ -226,7 +226,7 @@ def test_a_teacher_is_learned_from(data: Splits) -> None:
 def test_compress_writes_a_smaller_model_that_answers_as_told(
     run: Any, experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
-    proxy = {"cheap": "capacity", "dear": "tuned", "promote": 1, "steps": 2, "workers": 1}
+    proxy = {"cheap": "parameters", "dear": "tuned", "promote": 1, "steps": 2, "workers": 1}
     assert run("search", experiment(trials=4, proxy=proxy)).returncode == 0
     trained = json.loads(run("front", "--json").stdout)[0]
     options = ("--precision", "int8", "--steps", "2", "-f", "config", "-o", "out", "--json")

@@ -17,11 +17,14 @@ from nas.proxies.data import (
     SPECIAL_TOKENS,
     DataError,
     Dataset,
+    FolderPixels,
+    KeptImages,
     Question,
     Regions,
     Vocabulary,
     blind_baseline,
     llava_dataset,
+    read_image,
 )
 from nas.proxies.digits import (
     COLOURS,
@@ -384,6 +387,25 @@ def test_missing_files_are_named(folder: Path) -> None:
         llava_dataset(written(folder, entries_of(0, 1, 2)), folder / "nowhere", seed=0)
     with pytest.raises(DataError, match="shares must be 3 positive numbers"):
         llava_dataset(written(folder, entries_of(0, 1, 2)), folder, seed=0, shares=(0.5, 0.5, 0.5))
+
+
+def test_images_of_a_folder_are_read_once_and_kept_within_bounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, int]] = []
+
+    def reading(file: Path, image_px: int, where: object) -> Any:
+        read.append((file.stem, image_px))
+        return read_image(file, image_px, where)
+
+    monkeypatch.setattr("nas.proxies.data.read_image", reading)
+    bound = 2 * 3 * 8 * 8 + 3 * 4 * 4  # two of the large, one of the small
+    pixels = FolderPixels(tuple(folder / "deep" / f"{i}.png" for i in range(4)), KeptImages(bound))
+    large = pixels.images(np.arange(3), 8)
+    small = pixels.images(np.array([0, 3]), 4)
+    assert pixels.kept.bytes == bound
+    assert len(read) == 5
+    assert np.array_equal(pixels.images(np.arange(3), 8), large)
+    assert np.array_equal(pixels.images(np.array([0, 3]), 4), small)
+    assert read[5:] == [("2", 8), ("3", 4)]
 
 
 def test_an_image_that_is_too_large_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from hardware_profiles import Basis
 from nas.archive import Archive
+from nas.errors import NasError
+from nas.experiment import DataSpec, Experiment, ProxySpec, Rung, WorkloadSpec, parse_experiment
 
 EXPERIMENTS = sorted(Path(__file__).parents[2].glob("experiments/*.yaml"))
 
@@ -58,7 +61,7 @@ def test_an_experiment_on_this_machine_measures_its_front(path: Path, run: Any, 
 
 def test_candidates_climb_from_proxy_to_proxy(run: Any, experiment: Any, tmp_path: Path) -> None:
     proxy = {
-        "cheap": "capacity",
+        "cheap": "parameters",
         "between": [{"proxy": "naswot", "promote": 4}, {"proxy": "synflow", "promote": 3}],
         "dear": "trained",
         "promote": 2,
@@ -86,6 +89,23 @@ def test_candidates_climb_from_proxy_to_proxy(run: Any, experiment: Any, tmp_pat
     finally:
         archive.close()
     assert "between: naswot, n = 4" in (tmp_path / json.loads(done.stdout)["report"]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({"sed": 1}, Experiment),
+        ({"proxy": {"sed": 1}}, ProxySpec),
+        ({"proxy": {"between": [{"proxy": "naswot", "promote": 4}, {"sed": 1}]}}, Rung),
+        ({"data": {"sed": 1}}, DataSpec),
+        ({"workload": {"sed": 1}}, WorkloadSpec),
+    ],
+)
+def test_an_unknown_key_names_those_of_its_own_place(changes: dict[str, Any], known: type[BaseModel]) -> None:
+    with pytest.raises(NasError) as raised:
+        parse_experiment({"name": "small", **changes}, "small.yaml")
+    assert "unknown key 'sed'" in str(raised.value)
+    assert f"(known: {', '.join(sorted(known.model_fields))})" in str(raised.value)
 
 
 def test_every_rung_needs_a_proxy_of_its_own(run: Any, experiment: Any) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from nas.experiment import DataSpec
 from nas.proxies import hub
-from nas.proxies.data import DataError, Dataset, Question, Splits
+from nas.proxies.data import DataError, Dataset, KeptImages, Question, Splits
 from nas.proxies.evaluation import splits
 from nas.proxies.hub_data import HubSource, RowPixels, huggingface_dataset
 
@@ -214,10 +214,10 @@ def test_damaged_images_are_refused_when_they_are_seen(tmp_path: Path, monkeypat
 
 def test_decoded_images_are_kept_within_bounds(tmp_path: Path) -> None:
     rows = table(plain(0, 50, 100)).with_format("arrow")
-    pixels = RowPixels(rows, "image", (0, 1, 2), "set", most_bytes=2 * 3 * 4 * 4)
+    pixels = RowPixels(rows, "image", (0, 1, 2), "set", KeptImages(2 * 3 * 4 * 4))
     for _ in range(2):
         assert pixels.images(np.arange(3), 4)[:, 0, 0, 0].tolist() == [0, 50, 100]
-    assert len(pixels._kept) == 2
+    assert pixels.kept.bytes == 2 * 3 * 4 * 4
 
 
 def test_formats_that_bring_decoders_are_refused(tmp_path: Path) -> None:

@@ -308,6 +308,8 @@ def test_a_prompt_holds_image_and_question(checkpoints: Path, prompt: str) -> No
         ("SmolLM2-360M", 361_821_120, {}),
         ("SmolLM2-1.7B", 1_711_376_384, {}),
         ("TinyLlama-1.1B", 1_100_048_384, {}),
+        ("Qwen1.5-0.5B", 463_987_712, {}),
+        ("Qwen1.5-1.8B", 1_836_828_672, {}),
         ("Qwen2.5-0.5B", 494_032_768, {}),
         ("Qwen2.5-1.5B", 1_543_714_304, {}),
         ("Qwen2.5-3B", 3_085_938_688, {}),
@@ -332,6 +334,7 @@ def test_published_decoders_have_the_parameters_of_their_networks(
     counted = sum(p.numel() for p in network.parameters())
     facts = check_parameters(decoder_facts(config, "it"), counted)
     assert counted == facts.parameters == row.parameters == published
+    assert facts.config == row
 
 
 @pytest.mark.parametrize(
@@ -360,7 +363,8 @@ def test_published_encoders_have_the_parameters_of_their_networks(name: str) -> 
         network = getattr(transformers, f"{family}Model")(config)
     counted = sum(p.numel() for p in network.parameters())
     facts = check_parameters(encoder_facts(config, row.written.prefix_tokens, "it"), counted)
-    assert facts.parameters == dataclasses.replace(row, pooled=0).parameters == counted
+    assert facts.config == dataclasses.replace(row, pooled=0)
+    assert facts.parameters == counted
 
 
 def test_a_checkpoint_with_parts_that_are_not_priced_is_refused(checkpoints: Path) -> None:
@@ -510,6 +514,10 @@ def test_a_model_is_saved_and_read_back(checkpoints: Path, tmp_path: Path, decod
     torch.testing.assert_close(asked_alone(again, again.pixels(coloured(), [0]), ids), asked_alone(model, image, ids))
     with pytest.raises(DataError, match=r"projector\.safetensors: no safetensors file"):
         load_saved(tmp_path / "encoder")
-    save_file({"a": torch.zeros(2)}, tmp_path / "projector.safetensors", {"format": "mine"})
-    with pytest.raises(DataError, match="format must be 'edge-vlm-nas projector 1', but got 'mine'"):
-        load_saved(tmp_path)
+    for about, says in (
+        ({"format": "mine"}, "format must be 'edge-vlm-nas projector 1', but got 'mine'"),
+        ({"format": "edge-vlm-nas projector 1", "projector": "mlp"}, "its metadata lack prompt"),
+    ):
+        save_file({"a": torch.zeros(2)}, tmp_path / "projector.safetensors", about)
+        with pytest.raises(DataError, match=rf"projector\.safetensors: {says}"):
+            load_saved(tmp_path)

@@ -64,7 +64,6 @@ def synthetic(
             "test_accuracy": share - abs(rng.gauss(0, 0.01)),
             "seconds": 31.5,
             "steps": 300,
-            "diverged": False,
             "blind_baseline": 0.31,
         }
         dear = Evaluation(cheap.id, cheap.point, cheap.cost, Accuracy(share, "trained", Basis.MEASURED), (), detail)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,17 @@ import pytest
 
 from cost_models.models import cost_model
 from hardware_profiles import load
-from nas import query, screen
+from nas import promotion, query, screen
 from nas.archive import Archive, Evaluation, distributions
 from nas.candidate import Pricer
 from nas.errors import NasError
-from nas.experiment import Experiment
+from nas.experiment import Experiment, Rung
 from nas.objectives import Accuracy, violations
+from nas.promotion import promote
 from nas.proxies import PROXIES
+from nas.proxies import evaluation as proxy_evaluation
+from nas.proxies.trained import TrainingRecipe
+from nas.report import write_report
 from nas.samplers import SAMPLERS
 from nas.search import FrontTracker, check_caps, front_of, promotion_order, search
 from search_spaces import SPACES, VLMConfig
@@ -40,7 +46,7 @@ def quiet(stage: str, done: float, total: float, note: str = "") -> None:
 
 def small(**changes: object) -> Experiment:
     return Experiment.model_validate(
-        {"name": "s", "device": "raspberry-pi-4", "proxy": {"cheap": "capacity"}, **changes}
+        {"name": "s", "device": "raspberry-pi-4", "proxy": {"cheap": "parameters"}, **changes}
     )
 
 
@@ -193,6 +199,41 @@ def test_promotion_takes_the_front_first_and_spreads(tmp_path: Path) -> None:
     assert len({evaluation.id for evaluation in chosen}) == len(front) + 5
     latencies = [evaluation.cost.latency_s for evaluation in front_of(evaluations, names)]
     assert {latencies[0], latencies[-1]} <= {evaluation.cost.latency_s for evaluation in chosen[:3]}
+
+
+@pytest.mark.parametrize("spared", [1, 0])
+def test_what_diverges_is_on_no_front_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spared: int) -> None:
+    """Three are promoted; the training of all but `spared` leaves the finite numbers."""
+    experiment = small(proxy={"cheap": "parameters", "promote": 3, "steps": 2, "workers": 1})
+    archive = Archive.create(url_in(tmp_path), experiment)
+    search(archive, pricer_of(experiment), 6, 0, partial(VLMConfig.with_vocabulary, vocabulary=60), quiet)
+    chosen = {e.id for e in promotion_order(archive.evaluations("cheap"), experiment.objectives, 3)}
+    well = set(sorted(chosen)[:spared])
+
+    def begin(config: VLMConfig, data: object, steps: int) -> tuple[TrainingRecipe, None]:
+        return TrainingRecipe(steps, batch=2, rate=3e-3 if config.id in well else 1e30, matrix_rate=0.02), None
+
+    monkeypatch.setattr(proxy_evaluation, "alone", begin)
+    monkeypatch.setattr(promotion, "worker_pool", ThreadPoolExecutor)
+    told: list[str] = []
+    rung = Rung(proxy="trained", promote=3, steps=2)
+    estimate = partial(proxy_evaluation.estimate, experiment, tmp_path, "trained", 2)
+    promote(archive, "cheap", rung, estimate, lambda *said: told.append(str(said[-1])))
+    failed = chosen - well
+    assert {e.id for e in archive.evaluations("dear") if e.refused} == failed
+    assert told[-1].endswith(f", diverged {len(failed)}")
+    assert {path.stem for path in (tmp_path / "weights").glob("*")} == well
+    assert {e.id for e in archive.best_known()} == (well or {e.id for e in archive.evaluations("cheap")} - chosen)
+    profile = load("raspberry-pi-4")
+    known = [*query.front(archive), query.best(archive, profile, {})]
+    assert not failed & {e.id for e in known}
+    stored = archive.study("dear").best_trials
+    assert {json.loads(trial.user_attrs["evaluation"])["id"] for trial in stored} <= well
+    report = write_report(archive, profile, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{len(failed)} models diverged, on no front." in report
+    promote(archive, "cheap", rung, estimate, lambda *_: None)  # none is tried again
+    assert len(archive.trials("dear")) == 3
+    archive.close()
 
 
 def test_front_tracker_counts_as_the_front_does(tmp_path: Path) -> None:

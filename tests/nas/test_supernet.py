@@ -143,7 +143,31 @@ def test_weights_are_stored_in_half_the_bytes_and_come_back(net: Supernet, data:
 def test_foreign_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"\x80\x04 not these")
-    with pytest.raises(DataError, match="no safetensors file"):
+    with pytest.raises(DataError, match=r"no safetensors file.*; train it anew by nas supernet train"):
+        load_supernet(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"space": None}, "its metadata lack space"),
+        ({"curve": None, "seed": None}, "its metadata lack seed, curve"),
+        ({"space": "tinny"}, "unknown space 'tinny'; did you mean 'tiny'"),
+        ({"seed": "none"}, "the seed of its data is a number, but got 'none'"),
+        ({"vocabulary": "[]"}, "a vocabulary has the keys"),
+        ({}, "weights of another space tiny"),
+    ],
+)
+def test_damaged_weights_are_refused_with_file_and_mend(
+    data: Splits, tmp_path: Path, changed: dict[str, str | None], says: str
+) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "net.safetensors"
+    about = {"format": "edge-vlm-nas supernet 1", "space": "tiny", "vocabulary": data.vocabulary().to_json(), **MADE}
+    kept = {name: text for name, text in (about | changed).items() if text is not None}
+    save_file({"a": torch.zeros(2)}, path, kept)
+    with pytest.raises(DataError, match=rf"^{path}: .*{says}.*; train it anew by nas supernet train$"):
         load_supernet(path)
 
 

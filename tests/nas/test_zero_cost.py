@@ -17,6 +17,7 @@ import experiments.benchmarks.zero_cost as benchmark
 from experiments import fit_zero_cost
 from experiments.benchmarks.zero_cost import PILOT, SINGLE, zero_cost
 from experiments.fit_zero_cost import fit
+from nas import screen
 from nas.errors import NasError
 from nas.proxies import PROXIES
 from nas.proxies.combined import STORED, Term, combined, features, read_stored, stored
@@ -31,6 +32,8 @@ SMALLEST = {
     "projector": "linear",
 }
 CHEAP = [name for name, proxy in PROXIES.items() if proxy.fidelity == "cheap" and name != "supernet"]
+#: Those that count, and draw nothing.
+COUNTS = ("parameters", "flops")
 
 
 def config_of(**changes: int | float | str) -> VLMConfig:
@@ -46,15 +49,19 @@ def test_a_score_follows_from_its_seed_and_leaves_the_generators_alone(name: str
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert score(config_of(), 3) == first
-    if name not in ("capacity", "flops"):
-        assert score(config_of(), 4) != first
+    assert (score(config_of(), 4) == first) == (name in COUNTS)
 
 
 @pytest.mark.parametrize("name", CHEAP)
-def test_a_score_does_not_depend_on_the_vocabulary_of_the_users_data(name: str) -> None:
-    if name not in ("capacity", "flops", "combined"):
-        score = PROXIES[name].load()
-        assert score(config_of(), 0) == score(config_of().with_vocabulary(5000), 0)
+def test_a_score_of_a_network_does_not_depend_on_the_vocabulary_of_the_users_data(name: str) -> None:
+    score = PROXIES[name].load()
+    same = score(config_of(), 0) == score(config_of().with_vocabulary(5000), 0)
+    assert same == (name not in (*COUNTS, "combined"))  # embeddings and logits are counted
+
+
+def test_the_combination_takes_the_vocabulary_from_its_counts_alone() -> None:
+    few, many = (features(config_of().with_vocabulary(words), 0) for words in (60, 5000))
+    assert {name.split(".")[0] for name in few if few[name] != many[name]} == {"parameters", "flops"}
 
 
 @pytest.mark.parametrize(
@@ -207,3 +214,18 @@ def test_the_benchmark_leaves_out_what_the_fit_has_seen() -> None:
     assert -1 <= found["combined"]["kendall"] <= 1
     assert found["seconds"] > 0
     assert told[-1] == (3, 3)
+
+
+def test_a_tau_that_does_not_exist_is_shown_as_none() -> None:
+    found = {
+        "truth": {"configurations": 3, "best": 0.9, "spread": 0.0, "seed_kendall": None},
+        "supernet": {"kendall": None, "seconds": 0.1},
+        "zero_cost": {"combined": {"kendall": None}, "flops": {"kendall": 0.5}, "seconds": 0.1},
+        "published": {"mean_spearman": 0.8, "coverage": 0.9},
+    }
+    with screen.out.capture() as shown:
+        screen.show_proxies(found)
+    rows = [line.split() for line in shown.get().splitlines()]
+    assert ["supernet", "-", "0.10"] in rows
+    assert ["combined", "-", "0.10"] in rows
+    assert ["flops", "0.50"] in rows

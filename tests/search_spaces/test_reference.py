@@ -78,3 +78,9 @@ def test_a_name_may_be_spelt_loosely_and_an_unknown_one_names_the_nearest() -> N
     assert reference_decoder("smollm2 135m") is reference_decoder("SmolLM2-135M")
     with pytest.raises(ConfigError, match=r"did you mean 'Qwen2\.5-0\.5B'"):
         reference_decoder("Qwen2.5-0.5")
+
+
+def test_every_row_names_where_its_dimensions_stand() -> None:
+    for row in (*reference_decoders().values(), *reference_encoders().values()):
+        assert row.basis == "datasheet", row.name
+        assert row.source.split(";")[0].strip() not in ("", "assumed"), row.name

@@ -21,13 +21,12 @@ from nas.commands.options import (
     Folder,
     Format,
     Name,
-    NewTokens,
-    PromptTokens,
     Runtime,
     Storage,
     StoredId,
     in_runtime,
 )
+from nas.commands.reference import reference_app
 from nas.commands.supernet import supernet_app
 
 #: Where the files of experiments are kept.
@@ -43,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(device_app, name="device")
 app.add_typer(supernet_app, name="supernet")
+app.add_typer(reference_app, name="reference")
 app.add_typer(bench_app, name="bench")
 
 
@@ -147,17 +147,24 @@ def predict(
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     cost_model: Annotated[str, typer.Option(help="auto, learned or roofline.")] = "auto",
-    prompt_tokens: PromptTokens = 10,
-    new_tokens: NewTokens = 2,
+    quant: Annotated[
+        str | None, typer.Option(help="w4a16, w8a16, w8a8, int4, int8, fp16 or fp32; the model's own by default.")
+    ] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the prompt, without the image's.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Price a model on a device, by phase and by kernel."""
+    """Price a model on a device, by phase and by kernel; requests to published models are longer by default."""
     from nas import predict as prediction
     from nas import screen, workflow
     from search_spaces import Workload
+    from search_spaces.systems import with_quant
 
     found = prediction.config_of(config, storage, experiment)
-    workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    if quant is not None:
+        found = with_quant(found, quant)
+    usual = prediction.FULL_SIZE if prediction.is_published(config) else Workload(prompt_tokens=10, new_tokens=2)
+    workload = Workload(prompt_tokens=prompt_tokens or usual.prompt_tokens, new_tokens=new_tokens or usual.new_tokens)
     predicted = prediction.predict(found, workload, workflow.device(in_runtime(device, runtime)), cost_model)
     if as_json:
         screen.print_json(predicted)

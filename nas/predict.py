@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,47 @@ from nas.candidate import Pricer
 from nas.errors import NasError
 from nas.objectives import OBJECTIVES
 from nas.query import find, phases_s
-from search_spaces import Phase, VLMConfig, Workload
+from search_spaces import Phase, VLMConfig, Workload, unknown
+from search_spaces.reference import plain
+from search_spaces.systems import QUANTS, reference_system, reference_systems, with_quant
+
+#: The request to a published model, unless another is asked for (assumed: a question, an answer of a sentence or two).
+FULL_SIZE = Workload(prompt_tokens=40, new_tokens=64)
+
+
+def told_systems() -> list[dict[str, Any]]:
+    """Every published model: its parameters, parts, source and basis."""
+    return [
+        {
+            "name": system.name,
+            "parameters": system.parameters if (figure := system.published_parameters) is None else figure,
+            "described_parameters": system.parameters,
+            "encoder": system.encoder,
+            "image_px": system.config.vision.image_px,
+            "projector": system.config.projector.kind,
+            "image_tokens": system.config.image_tokens,
+            "decoder": system.decoder,
+            "basis": system.basis,
+            "source": system.source,
+            "note": system.note,
+        }
+        for system in reference_systems().values()
+    ]
+
+
+def is_published(text: str) -> bool:
+    """Whether a text names a published model and no file."""
+    return not Path(text).is_file() and plain(text) in map(plain, reference_systems())
 
 
 def config_of(text: str, storage: str, experiment: str | None) -> VLMConfig:
-    """The config in a JSON file, or the stored one with that id."""
+    """The published model of that name, the config in a JSON file, or the stored one with that id."""
     path = Path(text)
+    if is_published(text):
+        return reference_system(text).config
     if path.suffix != ".json" and not path.is_file():
+        if not re.fullmatch("[0-9a-f]+", text):  # no id
+            raise unknown("model", text, reference_systems())
         archive = Archive.open(storage, experiment)
         try:
             return find(archive, text).config(archive.experiment)
@@ -64,15 +100,32 @@ def predict(config: VLMConfig, workload: Workload, profile: Profile, model_name:
             "overhead_s": overhead_s,
             "kernels": kernels,
         }
-    fits = cost.memory.peak_bytes <= profile.usable_memory_bytes
     return {
         "id": config.id,
+        "workload": asdict(workload),
+        "memory_bytes": asdict(cost.memory),
+        "usable_memory_bytes": profile.usable_memory_bytes,
         "device": profile.called,
         "objectives": {
             name: {"value": o.value(cost, None), "basis": o.basis(cost, None, profile).value}
             for name, o in OBJECTIVES.items()
             if o.of is not None
         },
-        "fits_in_memory": fits,
+        "fits_in_memory": cost.memory.peak_bytes <= profile.usable_memory_bytes,
+        "would_fit": _would_fit(config, workload, profile, cost.memory.peak_bytes),
         "phases": phases,
     }
+
+
+def _would_fit(config: VLMConfig, workload: Workload, profile: Profile, peak_bytes: float) -> dict[str, float]:
+    """Where a model does not fit: its bytes under each scheme that would, the largest first."""
+    if peak_bytes <= profile.usable_memory_bytes:
+        return {}
+    activations = peak_bytes - config.weight_bytes - config.kv_cache_bytes(workload)
+    found = {}
+    for quant in QUANTS:
+        smaller = with_quant(config, quant)
+        needed = smaller.weight_bytes + smaller.kv_cache_bytes(workload) + activations
+        if needed <= profile.usable_memory_bytes:
+            found[quant] = needed
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -173,8 +173,31 @@ def prediction_totals(predicted: dict[str, Any]) -> str:
         for name, number in predicted["objectives"].items()
     ]
     if not predicted["fits_in_memory"]:
-        lines.append(f"does not fit into the memory of {predicted['device']}")
+        would = ", ".join(f"{quant} ({size / 1e9:.2f} GB)" for quant, size in predicted["would_fit"].items())
+        told = f"; as {would} it would" if would else "; nor under any quantisation"
+        usable = predicted["usable_memory_bytes"] / 1e9
+        lines.append(f"does not fit into the {usable:.2f} GB that {predicted['device']} has left{told}")
     return "\n".join(lines)
+
+
+def systems_table(systems: Sequence[dict[str, Any]]) -> Table:
+    """One row a published model."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model", no_wrap=True)
+    table.add_column("parameters", justify="right")
+    for heading in ("encoder", "projector", "decoder"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("basis", no_wrap=True)
+    for system in systems:
+        table.add_row(
+            system["name"],
+            f"{system['parameters'] / 1e6:,.0f} M",
+            f"{system['encoder']} at {system['image_px']} px",
+            f"{system['projector']} to {system['image_tokens']}",
+            system["decoder"],
+            system["basis"],
+        )
+    return table
 
 
 def devices_table(profiles: Sequence[Profile]) -> Table:

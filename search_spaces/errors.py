@@ -13,6 +13,9 @@ class ConfigError(ValueError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """The error for a misspelt name: names the nearest known one, and all of them."""
     names = sorted(map(str, known))
-    near = difflib.get_close_matches(str(name), names, n=1)
+    spelt = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(str(name), names, n=1) or [
+        spelt[each] for each in difflib.get_close_matches(str(name).lower(), spelt, n=1)
+    ]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ConfigError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")

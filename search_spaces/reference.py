@@ -177,13 +177,14 @@ def reference_encoder(name: str) -> ReferenceEncoder:
 
 def named(kind: str, name: str, known: Mapping[str, _T]) -> _T:
     """What is known by a name, however it is spelt; raises ConfigError with the nearest name."""
-    spelt = {_plain(each): each for each in known}
-    if _plain(name) not in spelt:
+    spelt = {plain(each): each for each in known}
+    if plain(name) not in spelt:
         raise unknown(kind, name, known)
-    return known[spelt[_plain(name)]]
+    return known[spelt[plain(name)]]
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name without case, points and dashes."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 

@@ -16,7 +16,9 @@ Runtime = Annotated[
     str | None, typer.Option("--runtime", help="What runs the models, where the device is calibrated for it.")
 ]
 StoredId = Annotated[str, typer.Argument(metavar="ID", help="Id of a stored model, or its beginning.")]
-ConfigOrId = Annotated[str, typer.Argument(help="A config.json, or the id of a stored model.")]
+ConfigOrId = Annotated[
+    str, typer.Argument(help="A config.json, the id of a stored model, or the name of a published one.")
+]
 Format = Annotated[str, typer.Option("--format", "-f", help="onnx, tvm or config.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")]

@@ -167,6 +167,16 @@ class Experiment(_Strict):
         return caps
 
     @model_validator(mode="after")
+    def _proxies_suit_the_size(self) -> Experiment:
+        full, spec = SPACES[self.space].full_size, self.proxy
+        if full != (spec.cheap == "published"):
+            right = "published" if full else "combined or supernet"
+            raise ValueError(f"the proxy {spec.cheap} does not suit the space {self.space}: choose cheap: {right}")
+        if full and (spec.promote or spec.between):
+            raise ValueError(f"models of the space {self.space} are not trained here: set promote: 0, and no between")
+        return self
+
+    @model_validator(mode="after")
     def _weights_know_the_data(self) -> Experiment:
         for name in self.proxy.names:
             known = PROXIES[name].scenes

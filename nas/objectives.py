@@ -99,6 +99,13 @@ def objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
+def with_memory(caps: Mapping[str, float], usable_bytes: float) -> dict[str, float]:
+    """The caps, and that a model fits into a device's memory."""
+    name = "max_memory_mb"
+    most = usable_bytes * OBJECTIVES[CAPS[name]].scale
+    return {**caps, name: min(caps.get(name, most), most)}
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A cap that a candidate breaks: the cap's and the candidate's number in the unit a screen shows."""

@@ -14,7 +14,7 @@ from nas.archive import Archive, Evaluation, distributions
 from nas.candidate import Pricer
 from nas.errors import NasError
 from nas.experiment import Experiment
-from nas.objectives import CAPS, OBJECTIVES, Accuracy, Violation, violations
+from nas.objectives import CAPS, OBJECTIVES, Accuracy, Violation, violations, with_memory
 from nas.proxies import proxy
 from nas.samplers import SAMPLERS
 from search_spaces import SPACES, Point, SearchSpace, Value, VLMConfig
@@ -34,9 +34,8 @@ class Progress(Protocol):
 
 def check_caps(experiment: Experiment, pricer: Pricer, seed: int) -> None:
     """Raise NasError where no sampled point meets the caps, naming the nearest reachable value of each."""
-    caps = {cap: limit for cap, limit in experiment.caps.items() if cap != "min_accuracy"}
-    if not caps:
-        return
+    caps = with_memory(experiment.caps, pricer.model.profile.usable_memory_bytes)
+    caps.pop("min_accuracy", None)
     space, rng = SPACES[experiment.space], random.Random(seed)
     extremes = [{name: pick(values) for name, values in space.choices.items()} for pick in (min, max)]
     points = [*extremes, *(space.sample(rng) for _ in range(REACHABLE_SAMPLE))]
@@ -71,6 +70,7 @@ def search(
     """
     experiment = archive.experiment
     space, cheap = SPACES[experiment.space], proxy(experiment.proxy.cheap, "cheap")
+    caps = with_memory(experiment.caps, pricer.model.profile.usable_memory_bytes)
     score = cheap.load()
     drop_unfinished(archive, "cheap")
     started = len(archive.trials("cheap"))
@@ -95,7 +95,7 @@ def search(
             study.enqueue_trial(_unseen_neighbour(trial.params, space, seen, rng))
             continue
         cost = pricer.price(config)
-        broken = violations(experiment.caps, cost, None)
+        broken = violations(caps, cost, None)
         detail = {"vocabulary": config.language.vocabulary}
         if broken:
             refused += 1

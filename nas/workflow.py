@@ -52,9 +52,7 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
         model = timed("kernels", lambda: ready_model(experiment, profile, progress))
         pricer = Pricer(model, experiment.workload.workload())
         check_caps(experiment, pricer, experiment.seed)
-        adapt = timed(
-            "data", lambda: partial(VLMConfig.with_vocabulary, vocabulary=evaluation.vocabulary_size(experiment))
-        )
+        adapt = timed("data", lambda: _adapted(experiment))
         timed("search", lambda: search(archive, pricer, trials, seed, adapt, progress))
         spec, below = experiment.proxy, "cheap"
         for rung in spec.between:
@@ -74,6 +72,15 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
         return Outcome(front, measured, report, seconds)
     finally:
         archive.close()
+
+
+def _adapted(experiment: Experiment) -> Callable[[VLMConfig], VLMConfig]:
+    """What fits a config to the experiment's data; models of full size keep their vocabularies."""
+    from nas.proxies import evaluation
+
+    if SPACES[experiment.space].full_size:
+        return lambda config: config
+    return partial(VLMConfig.with_vocabulary, vocabulary=evaluation.vocabulary_size(experiment))
 
 
 def device(name: str) -> Profile:

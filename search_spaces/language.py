@@ -254,7 +254,7 @@ class LanguageConfig:
         The KV cache is stored in the precision `cached`. A window shortens a decode step; a prefill computes all.
         """
         yield embedding_and_logits(tokens, gathered, self.width, self.vocabulary, precision, self.style), 1
-        for layer, count in Counter(self.layers).items():
+        for layer, count in _counted(self):
             seen = min(keys, layer.window) if layer.window and tokens < keys else keys
             block = decoder_block(
                 tokens,
@@ -279,7 +279,7 @@ class LanguageConfig:
         total = self.vocabulary * width * (2 if self.untied else 1) + norm + self.vocabulary * style.logits_bias
         norms = (1 if style.one_norm else 2) + 2 * style.post_norms
         adapter = self.adapter_width * (2 * width + 1) + width if self.adapter_width else 0
-        for layer, count in Counter(self.layers).items():
+        for layer, count in _counted(self):
             inner, kv = layer.kv_heads * self.queries_per_kv_head * head, layer.kv_heads * head
             attention = width * (inner + 2 * kv) + inner * width
             attention += (inner + 2 * kv) * style.qkv_bias + width * style.bias + 2 * head * style.qk_norm
@@ -292,7 +292,7 @@ class LanguageConfig:
         """Values that K and V of all layers hold for `tokens` rows."""
         return sum(
             2 * count * layer.kv_heads * self.head_width * (min(tokens, layer.window) if layer.window else tokens)
-            for layer, count in Counter(self.layers).items()
+            for layer, count in _counted(self)
         )
 
     def pruned(self, keep: float) -> LanguageConfig:
@@ -323,6 +323,14 @@ def _layers(config: LanguageConfig) -> tuple[Layer, ...]:
         everything = config.global_every and (at + 1) % config.global_every == 0
         found.append(Layer(kv_heads, feed_forward, 0 if everything else config.window))
     return tuple(found)
+
+
+@lru_cache(maxsize=1 << 15)
+def _counted(config: LanguageConfig) -> tuple[tuple[Layer, int], ...]:
+    """Different layers, and how many there are of each."""
+    if not (config.first_heads or config.first_feed_forward or config.global_every):
+        return ((Layer(config.kv_heads, config.feed_forward, config.window), config.depth),)
+    return tuple(Counter(_layers(config)).items())
 
 
 def _between(first: float, last: float, share: float) -> float:

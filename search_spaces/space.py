@@ -18,11 +18,15 @@ Point = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Choices by name; every combination of values decodes to a valid config, each to a different one."""
+    """Choices by name; every combination of values decodes to a valid config, each to a different one.
+
+    Models of a `full_size` space keep the vocabularies of published decoders, and are not trained here.
+    """
 
     name: str
     choices: Mapping[str, tuple[Value, ...]]
     decoder: Callable[[Point], VLMConfig]
+    full_size: bool = False
 
     @property
     def size(self) -> int:

@@ -131,8 +131,8 @@ class Excite:
         yield Kernel(KernelKind.POOLING, 1, self.width, side * side, op="average", precision=precision)
         for n, k, act in ((self.hidden, self.width, "relu"), (self.width, self.hidden, "hardsigmoid")):
             yield Kernel(KernelKind.LINEAR, 1, n, k, epilogue=("bias", act), precision=precision)
-        act = (self.act,) if self.act else ()
-        yield Kernel(KernelKind.ELEMENTWISE, side * side, self.width, op="multiply", epilogue=act, precision=precision)
+        pixels, fused = side * side, (self.act,) if self.act else ()
+        yield Kernel(KernelKind.ELEMENTWISE, pixels, self.width, op="multiply", epilogue=fused, precision=precision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,13 @@ PROXIES: dict[str, Proxy] = {
         Proxy("parameters", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of the parameters", f"{_ZERO_COST}:parameters"),
         Proxy("flops", "cheap", Basis.PREDICTED, f"{_RANKS} log10 of a request's operations", f"{_ZERO_COST}:flops"),
         Proxy(
+            "published",
+            "cheap",
+            Basis.PREDICTED,
+            "mean score on eight benchmarks that published results lead to expect, all trained alike (assumed)",
+            "nas.proxies.published_config:published",
+        ),
+        Proxy(
             "trained",
             "dear",
             Basis.MEASURED,

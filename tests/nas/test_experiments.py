@@ -10,12 +10,17 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from hardware_profiles import Basis
+from hardware_profiles import Basis, load
 from nas.archive import Archive
 from nas.errors import NasError
 from nas.experiment import DataSpec, Experiment, ProxySpec, Rung, WorkloadSpec, parse_experiment
+from search_spaces import SPACES
 
-EXPERIMENTS = sorted(Path(__file__).parents[2].glob("experiments/*.yaml"))
+EVERY = {
+    path: yaml.safe_load(path.read_text()) for path in sorted(Path(__file__).parents[2].glob("experiments/*.yaml"))
+}
+EXPERIMENTS = [path for path, data in EVERY.items() if not SPACES[data["space"]].full_size]
+FULL_SIZE = [path for path, data in EVERY.items() if SPACES[data["space"]].full_size]
 
 
 def shortened(path: Path, folder: Path, **changes: Any) -> Path:
@@ -37,6 +42,55 @@ def test_two_trials_of_every_experiment(path: Path, run: Any, tmp_path: Path) ->
     assert (tmp_path / "runs" / path.stem / "weights" / f"{member['id']}.safetensors").is_file()
     exported = json.loads(run("export", member["id"], "-o", "out", "--json").stdout)
     assert "vocabulary.json" in {Path(file).name for file in exported["files"]}
+
+
+@pytest.mark.parametrize("path", FULL_SIZE, ids=lambda path: path.name)
+def test_an_experiment_of_full_size_ends_with_what_fits(path: Path, run: Any, tmp_path: Path) -> None:
+    short = tmp_path / path.name
+    short.write_text(path.read_text())
+    done = run("search", short, "--trials", "20", "--json")
+    assert done.returncode == 0, done.stderr
+    members = json.loads(done.stdout)["front"]
+    usable = load(EVERY[path]["device"]).usable_memory_bytes
+    for member in members:
+        assert member["proxy"] == "published"
+        assert member["objectives"]["accuracy"]["basis"] == "predicted"
+        assert 0.3 < member["objectives"]["accuracy"]["value"] < 0.9
+        assert member["objectives"]["peak_memory"]["value"] <= usable
+    assert (tmp_path / "runs" / path.stem / "report.html").is_file()
+    best = json.loads(run("best", "--max-ttft-ms", "20000", "--json").stdout)
+    assert best["id"] in {member["id"] for member in members}
+
+
+def test_a_search_refuses_what_does_not_fit_into_the_device(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "zero.yaml"
+    data = {"name": "zero", "space": "edge", "device": "raspberry-pi-zero-2w", "trials": 6}
+    file.write_text(yaml.safe_dump({**data, "proxy": {"cheap": "published", "promote": 0}}))
+    done = run("search", file, "--json")
+    assert done.returncode == 0, done.stderr
+    usable = load("raspberry-pi-zero-2w").usable_memory_bytes
+    members = json.loads(run("front", "--json").stdout)
+    assert members
+    archive = Archive.open(f"sqlite:///{tmp_path}/runs/nas.db", None)
+    evaluations = archive.evaluations("cheap")
+    archive.close()
+    refused = [e for e in evaluations if e.refused]
+    assert refused
+    assert all(e.refused == ("max_memory_mb",) and e.cost.memory.peak_bytes > usable for e in refused)
+    assert all(e.cost.memory.peak_bytes <= usable for e in evaluations if not e.refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": "edge"}, "does not suit the space edge: choose cheap: published"),
+        ({"proxy": {"cheap": "published"}}, "does not suit the space tiny: choose cheap: combined or supernet"),
+        ({"space": "assembled", "proxy": {"cheap": "published"}}, "not trained here: set promote: 0"),
+    ],
+)
+def test_proxies_suit_the_size_of_the_models(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(NasError, match=message):
+        parse_experiment({"name": "x", **changes}, "x.yaml")
 
 
 @pytest.mark.slow

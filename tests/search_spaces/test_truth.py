@@ -17,7 +17,6 @@ from search_spaces import (
     ImageEncoder,
     LanguageConfig,
     Phase,
-    Precision,
     VLMConfig,
     Workload,
 )
@@ -25,6 +24,7 @@ from search_spaces.kernels import MATRIX_KINDS
 from search_spaces.language import FAMILIES
 from search_spaces.network import DecodeGraph, PrefillGraph, graphs
 from search_spaces.staged import EfficientViT, FastViT, MobileNetV4, TinyViT
+from search_spaces.systems import with_quant
 from search_spaces.vision import STYLES, VisionTransformer
 
 WORKLOAD = Workload(prompt_tokens=7, new_tokens=3)
@@ -59,7 +59,7 @@ def check(config: VLMConfig) -> None:
         assert count == sum(p.numel() for p in getattr(network, component).parameters()), (component, config)
     assert VLMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     # every matrix at two bytes, all else at two: scales aside, half precision is half of what is needed of it
-    half = dataclasses.replace(config, precision=Precision.FP16)
+    half = with_quant(config, "fp16")
     assert half.weight_bytes == 2 * (config.parameters - config.vision.idle_parameters)
 
 
@@ -67,6 +67,21 @@ def check(config: VLMConfig) -> None:
 def test_operations_equal_torch_and_parameters_equal_numel(batch: int) -> None:
     for config in sampled(batch):
         check(config)
+
+
+def full_size() -> list[object]:
+    """Some with the fast tests, 200 of each space with the slow ones."""
+    names = [name for name, space in SPACES.items() if space.full_size]
+    return [pytest.param(name, 6, id=f"{name}-some") for name in names] + [
+        pytest.param(name, 200, id=f"{name}-200", marks=pytest.mark.slow) for name in names
+    ]
+
+
+@pytest.mark.parametrize(("name", "count"), full_size())
+def test_models_of_full_size_are_what_torch_counts(name: str, count: int) -> None:
+    rng, space = random.Random(count), SPACES[name]
+    for _ in range(count):
+        check(space.decode(space.sample(rng)))
 
 
 SMALL_VIT = VisionTransformer(image_px=66, grid=8, depth=5, heads=4, head_width=32, feed_forward=256)

@@ -1,0 +1,130 @@
+"""The proxy `published`: the score that published results lead to expect of a config, a mean of benchmarks.
+
+A config says nothing of training. Every one is taken to be trained alike, with LLaVA-1.5's 1.2 million samples in 2025
+(assumed); its decoder to be pretrained as published ones of its size are, or as the published one that it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import cache, lru_cache
+
+from nas.proxies.published import PublishedModel, Score
+from nas.proxies.published_facts import Facts, decoders
+from search_spaces import Phase, Precision, VLMConfig
+from search_spaces.language import LanguageConfig
+from search_spaces.projectors import TokenMerging
+from search_spaces.reference import plain, reference_decoders
+from search_spaces.vision import VisionTransformer
+
+#: LLaVA-1.5's two stages: 558,000 and 665,000 samples (arXiv:2310.03744), and a year like the newest tables'.
+SAMPLES, YEAR = 1.2e6, 2025.0
+#: Families of encoders, as the tables call them, by how a vision transformer is written.
+_ENCODERS = {
+    "plain": "siglip",
+    "clip": "clip",
+    "dinov2": "dinov2",
+    "intern": "internvit",
+    "eva": "eva",
+    "eva02": "eva",
+    "aimv2": "aimv2",
+    "qwen2_vl": "qwen-vit",
+}
+#: Kinds of projectors, as the tables call them; pooling and merging end in the mlp of their score.
+_PROJECTORS = {
+    "linear": "linear",
+    "pixel_shuffle": "pixel-shuffle",
+    "shuffled_mlp": "pixel-shuffle",
+    "patch_merger": "pixel-shuffle",
+    "ldp": "ldp",
+    "ldpv2": "ldp",
+    "xdp": "ldp",
+    "resampler": "resampler",
+    "cross_attention": "resampler",
+    "q_former": "qformer",
+    "c_abstractor": "c-abstractor",
+    "token_packer": "tokenpacker",
+}
+_BITS = {Precision.FP32: 16, Precision.FP16: 16, Precision.INT8: 8, Precision.W8A8: 8, Precision.INT4: 4}
+
+
+def facts_of(config: VLMConfig) -> Facts:
+    """What the regression weighs of a config."""
+    vision, language = config.vision, config.language
+    family = _ENCODERS.get(vision.style, "") if isinstance(vision, VisionTransformer) else vision.family
+    found = Facts(
+        encoder_family=family,
+        encoder_parameters=float(vision.parameters - vision.idle_parameters),
+        image_px=vision.image_px * math.sqrt(max(config.tiles - 1, 1)),  # one tile is an overview
+        image_tokens=float(config.image_tokens),
+        projector=_PROJECTORS.get(config.projector.kind, "mlp"),
+        decoder_parameters=float(language.parameters),
+        training_samples=SAMPLES,
+        released=YEAR,
+        weight_bits=_BITS[config.precision_of(Phase.DECODE)],
+    )
+    row = _published(language)
+    if row is not None:
+        score = float(row["mmlu"]) if row["mmlu"] else None
+        found = dataclasses.replace(found, decoder=row["name"], decoder_family=row["family"], text_score=score)
+    if isinstance(config.projector, TokenMerging):
+        found = dataclasses.replace(found, pruning="encoder", unpruned_tokens=float(vision.tokens * config.tiles))
+    return found
+
+
+@cache
+def _by_shape() -> Mapping[LanguageConfig, list[tuple[int, Mapping[str, str]]]]:
+    """Vocabularies and rows of the published decoders of a shape."""
+    rows = {plain(row["name"]): row for row in decoders()}
+    found: dict[LanguageConfig, list[tuple[int, Mapping[str, str]]]] = {}
+    for name, decoder in reference_decoders().items():
+        if plain(name) in rows:
+            own = (decoder.config.vocabulary, rows[plain(name)])
+            found.setdefault(_shape(decoder.config), []).append(own)
+    return found
+
+
+def _shape(language: LanguageConfig) -> LanguageConfig:
+    """A decoder without its vocabulary, which vision-language models extend."""
+    return dataclasses.replace(language, vocabulary=1, untied=False, adapter_width=0)
+
+
+@lru_cache(maxsize=1 << 12)
+def _published(language: LanguageConfig) -> Mapping[str, str] | None:
+    """The decoder of that shape with the nearest vocabulary, the best of equals (Qwen2 and Qwen2.5 have the same)."""
+    known = _by_shape().get(_shape(language), [])
+    ranked = sorted(known, key=lambda one: (abs(one[0] - language.vocabulary), -float(one[1]["mmlu"] or 0)))
+    return ranked[0][1] if ranked else None
+
+
+@lru_cache(maxsize=1 << 14)
+def _scores(facts: Facts) -> Mapping[str, Score]:
+    return PublishedModel.fitted().predict(facts)
+
+
+def scores(config: VLMConfig) -> Mapping[str, Score]:
+    """A score by benchmark, each with its interval."""
+    return _scores(facts_of(config))
+
+
+def outside(config: VLMConfig) -> list[str]:
+    """Why a config's scores are extrapolated; empty where the tables cover it."""
+    return PublishedModel.fitted().outside(facts_of(config))
+
+
+def mean_score(config: VLMConfig) -> Score:
+    """The mean over the benchmarks in percent, as a share, and the mean of their intervals' ends."""
+    found = [score for name, score in scores(config).items() if name != "MME"]
+
+    def mean(ends: list[float]) -> float:
+        return sum(ends) / len(ends) / 100
+
+    return Score(mean([s.value for s in found]), mean([s.low for s in found]), mean([s.high for s in found]))
+
+
+def published(config: VLMConfig, seed: int) -> float:
+    """The cheap proxy: `mean_score`. Higher is better; no seed changes it."""
+    del seed
+    return mean_score(config).value

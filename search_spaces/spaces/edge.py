@@ -1,0 +1,81 @@
+"""`edge`: models of up to 4 billion parameters, most of 0.1 to 3, with free dimensions around those of published ones.
+
+The encoder is a vision transformer of square patches of 14 pixels, as SigLIP so400m is; its grids of 16, 24 and 32
+divide by 1, 2 and 4, so that every projector honours `divisor`. The decoder is Qwen2's block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+
+from search_spaces.config import VLMConfig
+from search_spaces.kernels import Precision
+from search_spaces.language import LanguageConfig
+from search_spaces.space import Point, SearchSpace
+from search_spaces.spaces.assembled import SHRINKING, shrinking
+from search_spaces.systems import with_quant
+from search_spaces.vision import VisionTransformer
+
+PATCH_PX = 14
+#: Words of SmolLM2's tokenizer and of Qwen2.5's.
+_VOCABULARIES = {"smollm2": 49_152, "qwen2.5": 151_936}
+
+
+@lru_cache(maxsize=1 << 15)
+def _encoder(image_px: int, depth: int, heads: int, expansion: float) -> VisionTransformer:
+    feed_forward = round(expansion * heads * 64 / 64) * 64
+    return VisionTransformer(image_px, image_px // PATCH_PX, depth, heads, 64, feed_forward)
+
+
+@lru_cache(maxsize=1 << 16)
+def _decoder(depth: int, kv_heads: int, group: int, head_width: int, expansion: float, words: str) -> LanguageConfig:
+    width = kv_heads * group * head_width
+    feed_forward = round(expansion * width / 64) * 64
+    return LanguageConfig(depth, kv_heads, group, head_width, feed_forward, _VOCABULARIES[words], family="qwen2")
+
+
+def _decode(point: Point) -> VLMConfig:
+    config = VLMConfig(
+        vision=_encoder(
+            int(point["image_px"]),
+            int(point["vision_depth"]),
+            int(point["vision_heads"]),
+            float(point["vision_expansion"]),
+        ),
+        projector=shrinking(str(point["projector"]), int(point["divisor"])),
+        language=_decoder(
+            int(point["language_depth"]),
+            int(point["language_kv_heads"]),
+            int(point["language_queries_per_kv_head"]),
+            int(point["language_head_width"]),
+            float(point["language_expansion"]),
+            str(point["tokenizer"]),
+        ),
+    )
+    return dataclasses.replace(
+        with_quant(config, str(point["precision"])), kv_precision=Precision(str(point["kv_cache"]))
+    )
+
+
+EDGE = SearchSpace(
+    name="edge",
+    choices={
+        "image_px": (224, 336, 448),
+        "vision_depth": (8, 12, 16, 20, 24, 27),
+        "vision_heads": (6, 9, 12, 16, 18),
+        "vision_expansion": (3.0, 3.5, 4.0),
+        "projector": SHRINKING,
+        "divisor": (1, 2, 4),
+        "language_depth": (12, 16, 20, 24),
+        "language_kv_heads": (1, 2, 4),
+        "language_queries_per_kv_head": (3, 4, 6),
+        "language_head_width": (64, 128),
+        "language_expansion": (2.0, 2.5, 3.0, 4.0),
+        "tokenizer": tuple(_VOCABULARIES),
+        "precision": ("fp16", "w8a16", "w4a16", "w8a8"),
+        "kv_cache": ("fp16", "int8"),
+    },
+    decoder=_decode,
+    full_size=True,
+)

@@ -96,10 +96,15 @@ def device(name: str) -> Profile:
 
 
 def ready_model(experiment: Experiment, profile: Profile, progress: Progress) -> CostModel:
-    """The experiment's cost model; on `host` its kernels are timed first where they were not yet."""
-    if profile.name == "host" and profile.runtime == TVM and experiment.cost_model != "roofline":
+    """The experiment's cost model; on `host` its kernels are timed first where they were not yet.
+
+    Those of full-size models are not: hundreds of them would take an hour, and some precisions are not compiled.
+    """
+    space = SPACES[experiment.space]
+    timed = profile.name == "host" and profile.runtime == TVM and experiment.cost_model != "roofline"
+    if timed and not space.full_size:
         from nas.kernel_table import Plan, complete_table
 
-        space, workload = SPACES[experiment.space], experiment.workload.workload()
+        workload = experiment.workload.workload()
         complete_table(profile, space, workload, Plan(experiment.timed_kernels), 0, progress)
     return cost_model(experiment.cost_model, profile)

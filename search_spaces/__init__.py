@@ -1,6 +1,6 @@
 """What a vision-language model is, and what work it does."""
 
-from search_spaces.config import Placement, VLMConfig
+from search_spaces.config import VLMConfig
 from search_spaces.encoders import ENCODERS
 from search_spaces.errors import ConfigError, unknown
 from search_spaces.kernels import Kernel, KernelKind, Phase, Precision, Workload
@@ -21,7 +21,6 @@ __all__ = [
     "KernelKind",
     "LanguageConfig",
     "Phase",
-    "Placement",
     "Point",
     "Precision",
     "Projector",

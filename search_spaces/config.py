@@ -36,25 +36,6 @@ def _projector_kernels(
     return tuple(projector.kernels(grid, vision_width, width, precision))
 
 
-class Placement(StrEnum):
-    """What of a request runs on the device; the rest runs in the cloud."""
-
-    DEVICE = "device"
-    ENCODER = "encoder"
-    PROJECTOR = "projector"
-    CLOUD = "cloud"
-
-    @property
-    def on_device(self) -> tuple[Phase, ...]:
-        """The phases that run on the device."""
-        return {
-            Placement.DEVICE: tuple(Phase),
-            Placement.ENCODER: (Phase.VISION,),
-            Placement.PROJECTOR: (Phase.VISION, Phase.PROJECTOR),
-            Placement.CLOUD: (),
-        }[self]
-
-
 @dataclass(frozen=True, slots=True)
 class VLMConfig:
     """Image encoder, projector and decoder of one model, and how they are stored and run.
@@ -72,7 +53,6 @@ class VLMConfig:
     kv_precision: Precision | None = None
     tiles: int = 1
     soft_tokens: int = 0
-    placement: Placement = Placement.DEVICE
 
     def __post_init__(self) -> None:
         self.projector.tokens(self.vision.grid)  # raises where the grid does not suit the projector
@@ -232,8 +212,6 @@ class VLMConfig:
                 value = fields[name]
                 if name.endswith("precision"):
                     value = _choice(Precision, "precision", value)
-                elif name == "placement":
-                    value = _choice(Placement, "placement", value)
                 elif not isinstance(value, int) or isinstance(value, bool):
                     raise ConfigError(f"{name} must be a whole number, but got {value!r}")
                 more[name] = value
@@ -264,7 +242,6 @@ _OPTIONAL = (
     "kv_precision",
     "tiles",
     "soft_tokens",
-    "placement",
 )
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VLMConfig)}
 

@@ -166,6 +166,8 @@ def predict(
     usual = prediction.FULL_SIZE if prediction.is_published(config) else Workload(prompt_tokens=10, new_tokens=2)
     workload = Workload(prompt_tokens=prompt_tokens or usual.prompt_tokens, new_tokens=new_tokens or usual.new_tokens)
     predicted = prediction.predict(found, workload, workflow.device(in_runtime(device, runtime)), cost_model)
+    if prediction.is_published(config):
+        predicted |= prediction.expected_scores(found)
     if as_json:
         screen.print_json(predicted)
     else:

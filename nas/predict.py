@@ -49,6 +49,17 @@ def is_published(text: str) -> bool:
     return not Path(text).is_file() and plain(text) in map(plain, reference_systems())
 
 
+def expected_scores(config: VLMConfig) -> dict[str, Any]:
+    """What published results lead to expect of a full-size model by benchmark, and why that extrapolates."""
+    from nas.proxies.published_config import outside, scores
+
+    found = {
+        name: {"value": score.value, "low": score.low, "high": score.high, "basis": score.basis.value}
+        for name, score in scores(config).items()
+    }
+    return {"scores": found, "scores_outside": outside(config)}
+
+
 def config_of(text: str, storage: str, experiment: str | None) -> VLMConfig:
     """The published model of that name, the config in a JSON file, or the stored one with that id."""
     path = Path(text)

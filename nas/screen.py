@@ -177,6 +177,13 @@ def prediction_totals(predicted: dict[str, Any]) -> str:
         told = f"; as {would} it would" if would else "; nor under any quantisation"
         usable = predicted["usable_memory_bytes"] / 1e9
         lines.append(f"does not fit into the {usable:.2f} GB that {predicted['device']} has left{told}")
+    if "scores" in predicted:
+        lines.append("expected of it by published results, trained as LLaVA-1.5 (assumed), nine in ten between:")
+        lines += [
+            f"{name:20} {score['value']:>12.0f}  {score['low']:.0f} to {score['high']:.0f}, {score['basis']}"
+            for name, score in predicted["scores"].items()
+        ]
+        lines += [f"  {why}" for why in predicted["scores_outside"]]
     return "\n".join(lines)
 
 

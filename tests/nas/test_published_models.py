@@ -56,6 +56,9 @@ def test_the_commands_list_and_price_published_models(run: Any) -> None:
     assert (found["workload"]["prompt_tokens"], found["workload"]["new_tokens"]) == (40, 64)
     assert 0.005 < found["objectives"]["decode_s_per_token"]["value"] < 0.2
     assert found["objectives"]["parameters"]["value"] == 1_686_742_016
+    # 56.1 on GQA before quantisation: Meituan-AutoML/MobileVLM@688fdec:README.md
+    assert found["scores"]["GQA"]["low"] < 56.1 < found["scores"]["GQA"]["high"]
+    assert found["scores_outside"] == []
     missed = run("predict", "mobilevlm-1.8b", "--device", "snapdragon-888")
     assert missed.returncode == 2
     assert "did you mean 'MobileVLM-1.7B'" in missed.stderr

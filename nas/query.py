@@ -144,7 +144,7 @@ def _judged(caps: Mapping[str, float], known: Sequence[Evaluation]) -> dict[str,
 
 def _only_ranks(proxy: str) -> bool:
     """Whether a proxy's estimate is no share of right answers; of one that another release had nobody knows."""
-    return proxy not in PROXIES or PROXIES[proxy].says.startswith("rank only:")
+    return proxy not in PROXIES or PROXIES[proxy].ranks_only
 
 
 def _accuracy(evaluation: Evaluation) -> Accuracy:

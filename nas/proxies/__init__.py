@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from nas.proxies.combined import Validated
 
 
+#: What a proxy says first whose estimate is no accuracy.
+_RANKS = "rank only:"
+
+
 @dataclass(frozen=True, slots=True)
 class Proxy:
     """An estimate of accuracy: `fidelity` cheap for every candidate, dear for the promoted; `code` is where it is.
@@ -35,6 +39,11 @@ class Proxy:
         return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
     @property
+    def ranks_only(self) -> bool:
+        """Whether its estimate is no share of right answers."""
+        return self.says.startswith(_RANKS)
+
+    @property
     def validated(self) -> Validated | None:
         """Where it was compared with trained accuracy, and how well it ranked there; None where it never was."""
         from nas.proxies.combined import validated
@@ -47,7 +56,6 @@ class Proxy:
 
 
 _ZERO_COST = "nas.proxies.zero_cost"
-_RANKS = "rank only:"
 
 #: Every proxy by name.
 PROXIES: dict[str, Proxy] = {

@@ -38,8 +38,10 @@ def check_caps(experiment: Experiment, pricer: Pricer, seed: int) -> None:
     caps.pop("min_accuracy", None)
     space, rng = SPACES[experiment.space], random.Random(seed)
     extremes = [{name: pick(values) for name, values in space.choices.items()} for pick in (min, max)]
-    points = [*extremes, *(space.sample(rng) for _ in range(REACHABLE_SAMPLE))]
-    costs = pricer.prices([space.decode(point) for point in points])
+    costs = pricer.prices([space.decode(point) for point in extremes])
+    if any(not violations(caps, cost, None) for cost in costs):
+        return
+    costs += pricer.prices([space.decode(space.sample(rng)) for _ in range(REACHABLE_SAMPLE)])
     if any(not violations(caps, cost, None) for cost in costs):
         return
     bounded = {cap: OBJECTIVES[CAPS[cap]] for cap in caps}

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.encoders import ENCODERS
-from search_spaces.errors import ConfigError, unknown
+from search_spaces.errors import ConfigError
 from search_spaces.kernels import Kernel, KernelKind, Phase, Precision, Workload
 from search_spaces.language import LanguageConfig
 from search_spaces.projectors import PROJECTORS, Projector
+from search_spaces.strict import (
+    CONFIG_VERSION,
+    check_keys,
+    check_version,
+    choice,
+    identity,
+    mapping,
+    member,
+    read_part,
+    told_fields,
+)
 from search_spaces.vision import ImageEncoder, KernelGroup, VisionTransformer
 
 if TYPE_CHECKING:
     from search_spaces.network import VisionLanguageModel
-
-_ONE = Workload(prompt_tokens=1, new_tokens=1)
-_T = TypeVar("_T")
-_Choice = TypeVar("_Choice", bound=StrEnum)
-
-#: Version of the JSON form; a config of another version is refused.
-CONFIG_VERSION = 1
 
 
 @lru_cache(maxsize=1 << 15)
@@ -34,6 +35,28 @@ def _projector_kernels(
     projector: Projector, grid: int, vision_width: int, width: int, precision: Precision
 ) -> tuple[Kernel, ...]:
     return tuple(projector.kernels(grid, vision_width, width, precision))
+
+
+@lru_cache(maxsize=1 << 15)
+def _decoder_bytes(language: LanguageConfig, soft_tokens: int, precision: Precision) -> float:
+    table = language.vocabulary * language.width if language.untied else 0
+    groups = tuple(language.groups(1, 2, 1, precision))
+    own = language.parameters + soft_tokens * language.width - table
+    scaled = precision.matrix_bytes(language.vocabulary, language.width) if table else 0.0
+    return _stored_bytes(own, groups, precision) + scaled
+
+
+def _stored_bytes(parameters: int, groups: Sequence[KernelGroup], precision: Precision) -> float:
+    """Bytes of parameters of which the kernels' matrices are stored with scales; those of no matrix as activations."""
+    if precision in (Precision.FP32, Precision.FP16):  # no scales, and all of one size
+        return parameters * precision.bytes
+    total = 0.0
+    for group, count in groups:
+        for kernel in group:
+            if kernel.kind in (KernelKind.LINEAR, KernelKind.CONV, KernelKind.DEPTHWISE_CONV):
+                total += count * precision.matrix_bytes(kernel.n, kernel.k)
+                parameters -= count * kernel.n * kernel.k
+    return total + parameters * precision.activation_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +156,14 @@ class VLMConfig:
         projector = self.projector.parameters(self.vision.grid, self.vision.width, self.language.width)
         return {"vision": self.vision.parameters, "projector": projector, "language": self.language.parameters}
 
+    def parameters_of(self, phase: Phase) -> int:
+        """Parameters of what a phase runs; learned rows of the prompt count to the decoder."""
+        if phase is Phase.VISION:
+            return self.vision.parameters
+        if phase is Phase.PROJECTOR:
+            return self.projector.parameters(self.vision.grid, self.vision.width, self.language.width)
+        return self.language.parameters + self.soft_tokens * self.language.width
+
     @property
     def parameters(self) -> int:
         """Number of parameters, learned rows of the prompt included."""
@@ -143,24 +174,15 @@ class VLMConfig:
 
         Matrices are stored at their component's precision, all else at that of its activations.
         """
-        precision, total, times = self.precision_of(phase), 0.0, 1
+        precision = self.precision_of(phase)
         if phase is Phase.VISION:
-            rest, times = self.vision.parameters - self.vision.idle_parameters, self.tiles
-        elif phase is Phase.PROJECTOR:
-            rest, times = self.component_parameters["projector"], self._projected
-        else:
-            rest = self.language.parameters + self.soft_tokens * self.language.width
-            if self.language.untied:
-                rest -= self.language.vocabulary * self.language.width
-                total += precision.matrix_bytes(self.language.vocabulary, self.language.width)
-        if precision in (Precision.FP32, Precision.FP16):  # no scales, and all of one size
-            whole = rest + self.language.vocabulary * self.language.width * (total > 0)
-            return whole * precision.bytes
-        for kernel, count in self.kernels(Phase.DECODE if phase is Phase.PREFILL else phase, _ONE):
-            if kernel.kind in (KernelKind.LINEAR, KernelKind.CONV, KernelKind.DEPTHWISE_CONV):
-                total += count // times * precision.matrix_bytes(kernel.n, kernel.k)
-                rest -= count // times * kernel.n * kernel.k
-        return total + rest * precision.activation_bytes
+            groups = tuple(self.vision.groups(precision))
+            return _stored_bytes(self.vision.parameters - self.vision.idle_parameters, groups, precision)
+        if phase is Phase.PROJECTOR:
+            widths = (self.vision.width, self.language.width)
+            kernels = _projector_kernels(self.projector, self.vision.grid, *widths, precision)
+            return _stored_bytes(self.component_parameters["projector"], ((kernels, 1),), precision)
+        return _decoder_bytes(self.language, self.soft_tokens, precision)
 
     @property
     def weight_bytes(self) -> float:
@@ -182,9 +204,9 @@ class VLMConfig:
         """JSON form; `from_dict` inverts it. What has its default is left out, so that ids outlast new fields."""
         told = {
             "version": CONFIG_VERSION,
-            "vision": {"family": self.vision.family, **_told(self.vision)},
-            "projector": {"kind": self.projector.kind, **_told(self.projector)},
-            "language": _told(self.language),
+            "vision": {"family": self.vision.family, **told_fields(self.vision)},
+            "projector": {"kind": self.projector.kind, **told_fields(self.projector)},
+            "language": told_fields(self.language),
             "precision": self.precision.value,
         }
         for name in _OPTIONAL:
@@ -196,38 +218,32 @@ class VLMConfig:
     @classmethod
     def from_dict(cls, data: object) -> VLMConfig:
         """Read the JSON form; unknown, missing or mistyped fields and other versions raise ConfigError."""
-        fields = _mapping(data, "config")
-        version = fields.get("version")
-        if version != CONFIG_VERSION:
-            raise ConfigError(
-                f"config has version {version!r}, but this release reads version {CONFIG_VERSION}; "
-                "export it again with the release that wrote it"
-            )
-        _known(fields, ("version", "vision", "projector", "language", "precision"), "config", _OPTIONAL)
-        vision = dict(_mapping(fields["vision"], "vision"))
-        projector = dict(_mapping(fields["projector"], "projector"))
+        fields = mapping(data, "config")
+        check_version(fields)
+        check_keys(fields, ("version", "vision", "projector", "language", "precision"), "config", _OPTIONAL)
+        vision = dict(mapping(fields["vision"], "vision"))
+        projector = dict(mapping(fields["projector"], "projector"))
         more: dict[str, Any] = {}
         for name in _OPTIONAL:
             if name in fields and fields[name] is not None:
                 value = fields[name]
                 if name.endswith("precision"):
-                    value = _choice(Precision, "precision", value)
+                    value = choice(Precision, "precision", value)
                 elif not isinstance(value, int) or isinstance(value, bool):
                     raise ConfigError(f"{name} must be a whole number, but got {value!r}")
                 more[name] = value
         return cls(
-            vision=_read(_member(ENCODERS, "encoder family", vision.pop("family", None)), vision, "vision"),
-            projector=_read(_member(PROJECTORS, "projector", projector.pop("kind", None)), projector, "projector"),
-            language=_read(LanguageConfig, _mapping(fields["language"], "language"), "language"),
-            precision=_choice(Precision, "precision", fields["precision"]),
+            vision=read_part(member(ENCODERS, "encoder family", vision.pop("family", None)), vision, "vision"),
+            projector=read_part(member(PROJECTORS, "projector", projector.pop("kind", None)), projector, "projector"),
+            language=read_part(LanguageConfig, mapping(fields["language"], "language"), "language"),
+            precision=choice(Precision, "precision", fields["precision"]),
             **more,
         )
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that depend on every field and on nothing else."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return identity(self.to_dict())
 
     def build(self) -> VisionLanguageModel:
         """The torch network."""
@@ -244,69 +260,3 @@ _OPTIONAL = (
     "soft_tokens",
 )
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VLMConfig)}
-
-
-def _told(part: Any) -> dict[str, Any]:
-    """Fields of a part that have no default, another value than it, or are always told."""
-    return {
-        field.name: getattr(part, field.name)
-        for field in dataclasses.fields(part)
-        if getattr(part, field.name) != field.default or field.metadata.get("told")
-    }
-
-
-def _mapping(data: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} must be a mapping, but got {type(data).__name__}")
-    return data
-
-
-def _member(registry: Mapping[str, _T], kind: str, name: object) -> _T:
-    if not isinstance(name, str) or name not in registry:
-        raise unknown(kind, name, registry)
-    return registry[name]
-
-
-def _choice(kind: type[_Choice], what: str, value: object) -> _Choice:
-    try:
-        return kind(str(value))
-    except ValueError:
-        raise unknown(what, value, [one.value for one in kind]) from None
-
-
-def _known(data: Mapping[str, Any], names: tuple[str, ...], where: str, optional: tuple[str, ...] = ()) -> None:
-    for key in data:
-        if key not in names and key not in optional:
-            raise unknown(f"key in {where}", key, (*names, *optional))
-    missing = [name for name in names if name not in data]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}")
-
-
-#: Types of fields as they are written, with how each is told.
-_KINDS: dict[str, tuple[type, str]] = {
-    "int": (int, "a whole number"),
-    "str": (str, "a name"),
-    "bool": (bool, "true or false"),
-    "tuple[int, ...]": (tuple, "a list of whole numbers"),
-}
-
-
-def _read(cls: type[_T], data: Mapping[str, Any], where: str) -> _T:
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    required = tuple(field.name for field in fields if field.default is dataclasses.MISSING)
-    _known(data, required, where, tuple(field.name for field in fields if field.name not in required))
-    values = {}
-    for field in fields:
-        if field.name in data:
-            kind, told = _KINDS[str(field.type)]
-            value = data[field.name]
-            if kind is tuple and isinstance(value, list | tuple):
-                value = tuple(value)
-            right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            if kind is tuple and right:
-                right = all(isinstance(one, int) and not isinstance(one, bool) for one in value)
-            if not right:
-                raise ConfigError(f"{where}.{field.name} must be {told}, but got {data[field.name]!r}")
-            values[field.name] = value
-    return cls(**values)

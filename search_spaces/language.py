@@ -84,33 +84,22 @@ _LLAMA = FAMILIES["llama"]
 
 
 @cache
-def decoder_block(
+def decoder_attention(
     tokens: int,
     keys: int,
     kv_heads: int,
     group: int,
     head_width: int,
-    feed_forward: int,
     precision: Precision,
-    width: int | None = None,
-    family: Family = _LLAMA,
+    qk_norm: bool = False,
     cached: Precision | None = None,
-    adapter: int = 0,
 ) -> tuple[Kernel, ...]:
-    """Kernels of one block for `tokens` new rows that attend to `keys` rows; prefill where both are equal.
+    """Kernels between the projections of one block: `tokens` new rows attend to `keys`; prefill where both are equal.
 
     The queries of a group are stacked in the rows of one product per KV head, so K and V are read once. A decode
-    step writes its row into a KV cache of `keys` rows before it attends, in the precision `cached`. `width` is that of
-    a token where all heads together have another; `adapter` that of a bottleneck behind the feed-forward, or none.
+    step writes its row into a KV cache of `keys` rows before it attends, in the precision `cached`.
     """
     heads = kv_heads * group
-    inner = heads * head_width
-    width = width or inner
-    act, bias = family.activation, ("bias",) if family.bias else ()
-    added = () if family.post_norms else ("residual",)  # a norm stands between
-
-    def linear(n: int, k: int, *epilogue: str) -> Kernel:
-        return Kernel(KernelKind.LINEAR, tokens, n, k, epilogue=epilogue, precision=precision)
 
     def rope(batch: int) -> Kernel:
         return Kernel(KernelKind.ELEMENTWISE, tokens, head_width, batch=batch, op="rope", precision=precision)
@@ -119,19 +108,58 @@ def decoder_block(
         return Kernel(KernelKind.ELEMENTWISE, keys, head_width, batch=kv_heads, op=op, precision=precision)
 
     def head_norm(count: int) -> tuple[Kernel, ...]:
-        if not family.qk_norm:
+        if not qk_norm:
             return ()
         return (Kernel(KernelKind.NORM, tokens * count, head_width, op="rms_norm", precision=precision),)
 
-    qkv = ("bias",) if family.qkv_bias else ()
-    split = split_heads(tokens, kv_heads, head_width, precision)
-    norm = Kernel(KernelKind.NORM, tokens, width, op=family.norm, precision=precision)
-    add = Kernel(KernelKind.ELEMENTWISE, tokens, width, 2, op="add", precision=precision)
-    apart = (norm, add) if family.post_norms else ()
     rows, step = group * tokens, tokens < keys
     mask = ("mask",) if step else ()  # one row of it fuses with the product; many rows are read by the softmax
     softmax = "softmax" if step else "causal_softmax"
     stored = cached.value if cached is not None and step else ""
+    return (
+        *head_norm(heads),
+        *head_norm(kv_heads),
+        rope(heads),
+        *(
+            (write("rope_cache_write"), write("cache_write"))
+            if step
+            else (rope(kv_heads), *split_heads(tokens, kv_heads, head_width, precision))
+        ),
+        Kernel(
+            KernelKind.SCORES, rows, keys, head_width, batch=kv_heads, op=stored, epilogue=mask, precision=precision
+        ),
+        Kernel(KernelKind.SOFTMAX, rows, keys, batch=kv_heads, op=softmax, precision=precision),
+        Kernel(KernelKind.VALUES, rows, head_width, keys, batch=kv_heads, op=stored, precision=precision),
+        *join_heads(tokens, heads, head_width, precision),
+    )
+
+
+@cache
+def decoder_matrices(
+    tokens: int,
+    width: int,
+    inner: int,
+    kv_width: int,
+    feed_forward: int,
+    precision: Precision,
+    family: Family = _LLAMA,
+    adapter: int = 0,
+) -> tuple[Kernel, ...]:
+    """Kernels of one block around its attention: norms, projections and feed-forward over `tokens` rows of `width`.
+
+    Queries of all heads are `inner` wide, `adapter` is the width of a bottleneck behind the feed-forward, or none.
+    """
+    act, bias = family.activation, ("bias",) if family.bias else ()
+    added = () if family.post_norms else ("residual",)  # a norm stands between
+
+    def linear(n: int, k: int, *epilogue: str) -> Kernel:
+        return Kernel(KernelKind.LINEAR, tokens, n, k, epilogue=epilogue, precision=precision)
+
+    qkv = ("bias",) if family.qkv_bias else ()
+    norm = Kernel(KernelKind.NORM, tokens, width, op=family.norm, precision=precision)
+    add = Kernel(KernelKind.ELEMENTWISE, tokens, width, 2, op="add", precision=precision)
+    apart = (norm, add) if family.post_norms else ()
+    key = linear(kv_width, width, *qkv)
     up = (
         (linear(feed_forward, width, *bias), linear(feed_forward, width, *bias, act, "multiply"))
         if family.gated
@@ -141,18 +169,8 @@ def decoder_block(
     return (
         norm,
         linear(inner, width, *qkv),
-        linear(kv_heads * head_width, width, *qkv),
-        linear(kv_heads * head_width, width, *qkv),
-        *head_norm(heads),
-        *head_norm(kv_heads),
-        rope(heads),
-        *((write("rope_cache_write"), write("cache_write")) if step else (rope(kv_heads), *split)),
-        Kernel(
-            KernelKind.SCORES, rows, keys, head_width, batch=kv_heads, op=stored, epilogue=mask, precision=precision
-        ),
-        Kernel(KernelKind.SOFTMAX, rows, keys, batch=kv_heads, op=softmax, precision=precision),
-        Kernel(KernelKind.VALUES, rows, head_width, keys, batch=kv_heads, op=stored, precision=precision),
-        *join_heads(tokens, heads, head_width, precision),
+        key,
+        key,
         linear(width, inner, *bias, *added),
         *apart,
         *(() if family.one_norm else (norm,)),
@@ -237,11 +255,6 @@ class LanguageConfig:
         return self.token_width or self.heads * self.head_width
 
     @property
-    def kv_width(self) -> int:
-        """Channels of K (and of V) a token."""
-        return self.kv_heads * self.head_width
-
-    @property
     def layers(self) -> tuple[Layer, ...]:
         """Every block, the first first."""
         return _layers(self)
@@ -256,20 +269,29 @@ class LanguageConfig:
         yield embedding_and_logits(tokens, gathered, self.width, self.vocabulary, precision, self.style), 1
         for layer, count in _counted(self):
             seen = min(keys, layer.window) if layer.window and tokens < keys else keys
-            block = decoder_block(
+            heads, kv_heads = layer.kv_heads * self.queries_per_kv_head, layer.kv_heads
+            matrices = decoder_matrices(
                 tokens,
-                seen,
-                layer.kv_heads,
-                self.queries_per_kv_head,
-                self.head_width,
+                self.width,
+                heads * self.head_width,
+                kv_heads * self.head_width,
                 layer.feed_forward,
                 precision,
-                self.width,
                 self.style,
-                cached,
                 self.adapter_width,
             )
-            yield block, count
+            yield matrices, count
+            attention = decoder_attention(
+                tokens,
+                seen,
+                kv_heads,
+                self.queries_per_kv_head,
+                self.head_width,
+                precision,
+                self.style.qk_norm,
+                cached if tokens < seen else None,
+            )
+            yield attention, count
 
     @property
     def parameters(self) -> int:

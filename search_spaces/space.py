@@ -1,11 +1,18 @@
-"""A search space: named choices and a function that decodes one value per choice into a config."""
+"""A search space: named choices and a function that decodes one value per choice into a config.
+
+A batch of points is a matrix of indices: a row a point, a column a choice, in their order.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from search_spaces.config import VLMConfig
 from search_spaces.errors import ConfigError, unknown
@@ -14,6 +21,21 @@ from search_spaces.errors import ConfigError, unknown
 Value = int | float | str
 #: One value per choice of a space.
 Point = Mapping[str, Value]
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The choices that parts of a config hang on, beside which they hang on none.
+
+    `vision`: encoder and its precision; `image`: the number of image tokens; `projector`: the projector with the widths
+    on both sides of it; `language`: the decoder, where the number of image tokens is known.
+    """
+
+    vision: tuple[str, ...]
+    image: tuple[str, ...]
+    projector: tuple[str, ...]
+    language: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -26,6 +48,7 @@ class SearchSpace:
     name: str
     choices: Mapping[str, tuple[Value, ...]]
     decoder: Callable[[Point], VLMConfig]
+    factors: Factors
     full_size: bool = False
 
     @property
@@ -49,3 +72,34 @@ class SearchSpace:
         if missing:
             raise ConfigError(f"the point lacks {', '.join(missing)} of space {self.name}")
         return self.decoder(point)
+
+    def narrowed(self, only: Mapping[str, Sequence[Value]]) -> SearchSpace:
+        """The space in which some choices have these values only; an unknown choice or value raises ConfigError."""
+        choices = dict(self.choices)
+        for name, values in only.items():
+            if name not in choices:
+                raise unknown(f"choice of space {self.name}", name, choices)
+            for value in values:
+                if value not in choices[name]:
+                    raise unknown(f"value of {name}", value, list(map(str, choices[name])))
+            choices[name] = tuple(value for value in choices[name] if value in values)
+            if not choices[name]:
+                raise ConfigError(f"choice {name} of space {self.name} needs a value at least")
+        return replace(self, choices=choices)
+
+    def indices(self, points: Sequence[Point]) -> Indices:
+        """The points as a matrix of indices, (points, choices)."""
+        places = self._places
+        return np.array([[place[point[name]] for name, place in places.items()] for point in points], dtype=np.intp)
+
+    def point(self, row: Indices) -> dict[str, Value]:
+        """The point of one row of a matrix of indices."""
+        return {name: values[int(at)] for (name, values), at in zip(self.choices.items(), row, strict=True)}
+
+    def sample_indices(self, rng: np.random.Generator, count: int) -> Indices:
+        """Points drawn uniformly, (count, choices)."""
+        return rng.integers(0, [len(values) for values in self.choices.values()], (count, len(self.choices)))
+
+    @cached_property
+    def _places(self) -> dict[str, dict[Value, int]]:
+        return {name: {value: at for at, value in enumerate(values)} for name, values in self.choices.items()}

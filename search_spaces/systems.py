@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, TypeVar
 
+from search_spaces.classifier import ClassifierConfig
 from search_spaces.config import VLMConfig
 from search_spaces.kernels import Precision
 from search_spaces.projectors import PROJECTORS
@@ -33,10 +34,6 @@ class ReferenceSystem:
         config = self.config
         return config.parameters - config.vision.parameters + config.vision.stored_parameters
 
-    def quantised(self, quant: str) -> VLMConfig:
-        """The config under a scheme such as w4a16 or a precision."""
-        return with_quant(self.config, quant)
-
 
 #: Precisions by the names that people use; the encoder of a weight-only scheme keeps half precision, as runtimes do.
 QUANTS: dict[str, dict[str, Precision]] = {
@@ -46,10 +43,20 @@ QUANTS: dict[str, dict[str, Precision]] = {
 }
 
 
-def with_quant(config: VLMConfig, quant: str) -> VLMConfig:
+#: What is described: a model that generates text, or one that chooses among labels.
+Described = VLMConfig | ClassifierConfig
+_Config = TypeVar("_Config", bound=Described)
+
+
+def with_quant(config: _Config, quant: str) -> _Config:
     """The config under a scheme of QUANTS; an unknown one raises ConfigError."""
-    chosen: dict[str, Any] = {"vision_precision": None, "projector_precision": None}
-    return dataclasses.replace(config, **{**chosen, **named("quantisation", quant, QUANTS)})
+    return dataclasses.replace(config, **scheme(quant))
+
+
+@lru_cache
+def scheme(quant: str) -> Mapping[str, Any]:
+    """What a scheme of QUANTS sets of a config; an unknown one raises ConfigError."""
+    return {"vision_precision": None, "projector_precision": None, **named("quantisation", quant, QUANTS)}
 
 
 @cache

@@ -1,13 +1,13 @@
-"""Image encoders as configs: the contract, vision transformers, and a hybrid of depthwise and attention blocks.
+"""Image encoders as configs: the contract, what the families of square patches share, and vision transformers.
 
-All turn an image (B, 3, image_px, image_px) into tokens (B, grid * grid, width). Encoders of convolutional stages are
-in staged.py.
+All turn an image (B, 3, image_px, image_px) into tokens (B, grid * grid, width). The hybrid of depthwise and attention
+blocks is in hybrid.py, encoders of convolutional stages are in staged.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -75,36 +75,6 @@ def attention_block(
         *((up("bias"), up("bias", "silu", "multiply")) if gated else (up("bias", "gelu"),)),
         Kernel(KernelKind.LINEAR, tokens, width, feed_forward, epilogue=("bias", "residual"), precision=precision),
     )
-
-
-@cache
-def depthwise_block(tokens: int, width: int, feed_forward: int, precision: Precision) -> tuple[Kernel, ...]:
-    """Kernels of one depthwise block in ConvNeXt's order: 3x3 depthwise, LayerNorm, pointwise up, GELU, down."""
-    return (
-        Kernel(KernelKind.DEPTHWISE_CONV, tokens, width, 9, window=3, epilogue=("bias",), precision=precision),
-        Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, feed_forward, width, epilogue=("bias", "gelu"), precision=precision),
-        Kernel(KernelKind.LINEAR, tokens, width, feed_forward, epilogue=("bias", "residual"), precision=precision),
-    )
-
-
-@cache
-def stem(image_px: int, channels: int, grid: int, width: int, precision: Precision) -> tuple[Kernel, ...]:
-    """Kernels around the blocks: pixels to tokens with positions (behind a 3x3 convolution if channels > 3), norm."""
-    patch, tokens = image_px // grid, grid * grid
-    first = Kernel(KernelKind.CONV, image_px**2, channels, 27, window=3, epilogue=("bias", "gelu"), precision=precision)
-    patches = Kernel(
-        KernelKind.CONV,
-        tokens,
-        width,
-        channels * patch * patch,
-        window=patch,
-        stride=patch,
-        epilogue=("bias", "positions"),
-        precision=precision,
-    )
-    last = Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision)
-    return (patches, last) if channels == 3 else (first, patches, last)
 
 
 class ImageEncoder(Protocol):
@@ -204,34 +174,13 @@ class VisionConfig:
         return self.depth
 
     @property
-    def patch_channels(self) -> int:
-        """Channels of the picture from which patches are taken."""
-        return 3
-
-    @property
-    def stem_parameters(self) -> int:
-        """Parameters from pixels to tokens, positions included."""
+    def parameters(self) -> int:
+        """Number of parameters."""
         raise NotImplementedError
 
     def groups(self, precision: Precision) -> Iterator[KernelGroup]:
         """Kernels of one image's encoding, grouped."""
-        yield stem(self.image_px, self.patch_channels, self.grid, self.width, precision), 1
-        if self.depth > self.attention_depth:
-            block = depthwise_block(self.tokens, self.width, self.feed_forward, precision)
-            yield block, self.depth - self.attention_depth
-        if self.attention_depth:
-            block = attention_block(self.tokens, self.heads, self.head_width, self.feed_forward, precision)
-            yield block, self.attention_depth
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters."""
-        width, wide = self.width, self.feed_forward
-        feed_forward = 2 * width * wide + wide + width
-        attention = 4 * width * width + 4 * width + 4 * width + feed_forward
-        depthwise = 9 * width + width + 2 * width + feed_forward
-        blocks = self.attention_depth * attention + (self.depth - self.attention_depth) * depthwise
-        return self.stem_parameters + blocks + 2 * width
+        raise NotImplementedError
 
     def build(self) -> nn.Module:
         """The torch module: images (B, 3, image_px, image_px) -> tokens (B, grid * grid, width)."""
@@ -387,29 +336,3 @@ def _vit_ends(config: VisionTransformer, precision: Precision) -> tuple[Kernel, 
         rows = tokens + style.prefix_tokens
         found.append(Kernel(KernelKind.ELEMENTWISE, rows, config.width, op="concat", precision=precision))
     return tuple(found + [norm] * (style.normed + config.last_norm))
-
-
-@dataclass(frozen=True, slots=True)
-class ConvHybrid(VisionConfig):
-    """Convolutional stem, then depthwise blocks (the first half, rounded up), then attention blocks."""
-
-    family: ClassVar[str] = "hybrid"
-
-    #: Channels of the full-resolution 3x3 convolution before patches are taken.
-    stem_width: int = field(default=16, metadata={"told": True})
-
-    @property
-    def attention_depth(self) -> int:
-        """Attention blocks: the second half of the depth, rounded down."""
-        return self.depth // 2
-
-    @property
-    def patch_channels(self) -> int:
-        """Channels of the full-resolution convolution."""
-        return self.stem_width
-
-    @property
-    def stem_parameters(self) -> int:
-        """Both convolutions and the positions."""
-        patch = self.width * (self.stem_width * self.patch_px**2 + 1 + self.tokens)
-        return self.stem_width * 28 + patch

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from search_spaces.layers import Attend, Conv, Excite, Layer, LinearAttend, Normed, Part
 from search_spaces.modules.vision import EPSILON, to_tokens
-from search_spaces.staged import Attend, Conv, Excite, Layer, LinearAttend, Normed, Part
 
-_ACTIVATIONS = {"": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "hardswish": nn.Hardswish}
+_ACTIVATIONS = {"": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 
 
 class ConvLayer(nn.Module):

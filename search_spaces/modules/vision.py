@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search_spaces.vision import STYLES, ConvHybrid, Style, VisionConfig, VisionTransformer
+from search_spaces.hybrid import ConvHybrid
+from search_spaces.vision import STYLES, Style, VisionConfig, VisionTransformer
 
 #: Added to the variance by every norm.
 EPSILON = 1e-6
@@ -128,7 +129,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         vit = config if isinstance(config, VisionTransformer) else None
         style = vit.written if vit else PLAIN
-        self.grid, self.patch_px, self.frames = config.grid, config.patch_px, style.frames
+        self.frames = style.frames
         #: Blocks whose tokens are handed on side by side, the last one last.
         self.levels = 1
         self.stem: nn.Module = nn.Identity()
@@ -154,8 +155,8 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, image_px, image_px) -> (B, T, levels * D)."""
-        side = self.grid * self.patch_px
-        images = images[:, :, :side, :side].repeat(1, self.frames, 1, 1) if self.frames > 1 else images
+        if self.frames > 1:
+            images = images.repeat(1, self.frames, 1, 1)
         x = to_tokens(self.patches(self.stem(images)))
         if self.prefix is not None:
             x = torch.cat([self.prefix.expand(len(x), -1, -1), x], dim=1)

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def _attention(queries: int, keys: int, heads: int, head_width: int, precision: Precision) -> Iterator[Kernel]:
+    """Scores, softmax and values of all heads, with the copies around them."""
+    yield from split_heads(queries, heads, head_width, precision)
+    yield from split_heads(keys, heads, head_width, precision) * 2
+    yield Kernel(KernelKind.SCORES, queries, keys, head_width, batch=heads, precision=precision)
+    yield Kernel(KernelKind.SOFTMAX, queries, keys, batch=heads, op="softmax", precision=precision)
+    yield Kernel(KernelKind.VALUES, queries, head_width, keys, batch=heads, precision=precision)
+    yield from join_heads(queries, heads, head_width, precision)
+
+
 @dataclass(frozen=True, slots=True)
 class Resampler(Shrinking):
     """Perceiver resampler of one layer: learned queries attend to tokens and queries (Flamingo, arXiv:2204.14198).
@@ -31,22 +41,17 @@ class Resampler(Shrinking):
 
     def kernels(self, grid: int, vision_width: int, width: int, precision: Precision) -> Iterator[Kernel]:
         queries, tokens, heads = self.tokens(grid), grid * grid, self.heads(width)
-        keys, head_width = tokens + queries, width // heads
+        keys = tokens + queries
         yield linear(tokens, width, vision_width, precision, "bias")
-        yield Kernel(KernelKind.NORM, tokens, width, op="layer_norm", precision=precision)
-        yield Kernel(KernelKind.NORM, queries, width, op="layer_norm", precision=precision)
+        yield norm(tokens, width, precision)
+        yield norm(queries, width, precision)
         yield Kernel(KernelKind.ELEMENTWISE, keys, width, op="concat", precision=precision)
         yield linear(queries, width, width, precision)
         yield linear(keys, width, width, precision)
         yield linear(keys, width, width, precision)
-        yield from split_heads(queries, heads, head_width, precision)
-        yield from split_heads(keys, heads, head_width, precision) * 2
-        yield Kernel(KernelKind.SCORES, queries, keys, head_width, batch=heads, precision=precision)
-        yield Kernel(KernelKind.SOFTMAX, queries, keys, batch=heads, op="softmax", precision=precision)
-        yield Kernel(KernelKind.VALUES, queries, head_width, keys, batch=heads, precision=precision)
-        yield from join_heads(queries, heads, head_width, precision)
+        yield from _attention(queries, keys, heads, width // heads, precision)
         yield linear(queries, width, width, precision, "residual")
-        yield Kernel(KernelKind.NORM, queries, width, op="layer_norm", precision=precision)
+        yield norm(queries, width, precision)
         yield linear(queries, 2 * width, width, precision, "gelu")
         yield linear(queries, width, 2 * width, precision, "residual")
 
@@ -58,16 +63,6 @@ class Resampler(Shrinking):
         from search_spaces.modules.projectors import ResamplerProjector
 
         return ResamplerProjector(self.tokens(grid), vision_width, width, self.heads(width))
-
-
-def _attention(queries: int, keys: int, heads: int, head_width: int, precision: Precision) -> Iterator[Kernel]:
-    """Scores, softmax and values of all heads, with the copies around them."""
-    yield from split_heads(queries, heads, head_width, precision)
-    yield from split_heads(keys, heads, head_width, precision) * 2
-    yield Kernel(KernelKind.SCORES, queries, keys, head_width, batch=heads, precision=precision)
-    yield Kernel(KernelKind.SOFTMAX, queries, keys, batch=heads, op="softmax", precision=precision)
-    yield Kernel(KernelKind.VALUES, queries, head_width, keys, batch=heads, precision=precision)
-    yield from join_heads(queries, heads, head_width, precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +137,13 @@ class QFormer(Projector):
             yield norm(queries, hidden, precision)
         yield linear(queries, width, hidden, precision, "bias")
 
-    def blocks_parameters(self, vision_width: int) -> int:
-        """Parameters of BERT's blocks and the norm before them: without queries and linear layer."""
+    def parameters(self, grid: int, vision_width: int, width: int) -> int:
         hidden, crossing = self.hidden, (self.depth + 1) // 2
         attention = 4 * (hidden * hidden + hidden) + 2 * hidden
         across = 2 * (hidden * hidden + hidden) + 2 * (vision_width * hidden + hidden) + 2 * hidden
         feed_forward = 8 * hidden * hidden + 5 * hidden + 2 * hidden
-        return self.depth * (attention + feed_forward) + crossing * across + 2 * hidden
-
-    def parameters(self, grid: int, vision_width: int, width: int) -> int:
-        return self.blocks_parameters(vision_width) + self.queries * self.hidden + self.hidden * width + width
+        blocks = self.depth * (attention + feed_forward) + crossing * across
+        return self.queries * hidden + 2 * hidden + blocks + hidden * width + width
 
     def build(self, grid: int, vision_width: int, width: int) -> nn.Module:
         from search_spaces.modules.projectors import QFormerProjector

@@ -6,15 +6,14 @@ seventh or a ninth), whichever divides the encoder's grid, so that every combina
 
 from __future__ import annotations
 
-import dataclasses
 from functools import lru_cache
 
 from search_spaces.config import VLMConfig
 from search_spaces.kernels import Precision
 from search_spaces.projectors import PROJECTORS, Mlp, Projector
 from search_spaces.reference import reference_decoder, reference_encoder, resized
-from search_spaces.space import Point, SearchSpace
-from search_spaces.systems import with_quant
+from search_spaces.space import Factors, Point, SearchSpace
+from search_spaces.systems import scheme
 from search_spaces.vision import ImageEncoder
 
 #: Encoders by name, and the images that they see.
@@ -74,8 +73,13 @@ def _joined(encoder: str, tokens: str, projector: str, decoder: str, keep: float
     vision = _encoder(encoder)
     divisor = _DIVISORS[vision.grid][TOKENS.index(tokens)]
     language = reference_decoder(decoder).config
-    config = VLMConfig(vision, shrinking(projector, divisor), language if keep == 1 else language.pruned(keep))
-    return dataclasses.replace(with_quant(config, quant), kv_precision=Precision(cache))
+    return VLMConfig(
+        vision,
+        shrinking(projector, divisor),
+        language if keep == 1 else language.pruned(keep),
+        kv_precision=Precision(cache),
+        **scheme(quant),
+    )
 
 
 def _decode(point: Point) -> VLMConfig:
@@ -102,5 +106,11 @@ ASSEMBLED = SearchSpace(
         "kv_cache": ("fp16", "int8"),
     },
     decoder=_decode,
+    factors=Factors(
+        vision=("encoder", "precision"),
+        image=("encoder", "tokens", "projector"),
+        projector=("encoder", "tokens", "projector", "decoder", "precision"),
+        language=("decoder", "language_keep", "precision", "kv_cache"),
+    ),
     full_size=True,
 )

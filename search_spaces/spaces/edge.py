@@ -6,15 +6,14 @@ divide by 1, 2 and 4, so that every projector honours `divisor`. The decoder is 
 
 from __future__ import annotations
 
-import dataclasses
 from functools import lru_cache
 
 from search_spaces.config import VLMConfig
 from search_spaces.kernels import Precision
 from search_spaces.language import LanguageConfig
-from search_spaces.space import Point, SearchSpace
+from search_spaces.space import Factors, Point, SearchSpace
 from search_spaces.spaces.assembled import SHRINKING, shrinking
-from search_spaces.systems import with_quant
+from search_spaces.systems import scheme
 from search_spaces.vision import VisionTransformer
 
 PATCH_PX = 14
@@ -36,7 +35,7 @@ def _decoder(depth: int, kv_heads: int, group: int, head_width: int, expansion: 
 
 
 def _decode(point: Point) -> VLMConfig:
-    config = VLMConfig(
+    return VLMConfig(
         vision=_encoder(
             int(point["image_px"]),
             int(point["vision_depth"]),
@@ -52,9 +51,8 @@ def _decode(point: Point) -> VLMConfig:
             float(point["language_expansion"]),
             str(point["tokenizer"]),
         ),
-    )
-    return dataclasses.replace(
-        with_quant(config, str(point["precision"])), kv_precision=Precision(str(point["kv_cache"]))
+        kv_precision=Precision(str(point["kv_cache"])),
+        **scheme(str(point["precision"])),
     )
 
 
@@ -77,5 +75,29 @@ EDGE = SearchSpace(
         "kv_cache": ("fp16", "int8"),
     },
     decoder=_decode,
+    factors=Factors(
+        vision=("image_px", "vision_depth", "vision_heads", "vision_expansion", "precision"),
+        image=("image_px", "projector", "divisor"),
+        projector=(
+            "image_px",
+            "vision_heads",
+            "projector",
+            "divisor",
+            "language_kv_heads",
+            "language_queries_per_kv_head",
+            "language_head_width",
+            "precision",
+        ),
+        language=(
+            "language_depth",
+            "language_kv_heads",
+            "language_queries_per_kv_head",
+            "language_head_width",
+            "language_expansion",
+            "tokenizer",
+            "precision",
+            "kv_cache",
+        ),
+    ),
     full_size=True,
 )

@@ -15,7 +15,7 @@ from search_spaces.config import VLMConfig
 from search_spaces.encoders import ENCODERS
 from search_spaces.language import LanguageConfig
 from search_spaces.projectors import PROJECTORS, Projector
-from search_spaces.space import Point, SearchSpace
+from search_spaces.space import Factors, Point, SearchSpace
 from search_spaces.vision import ImageEncoder
 
 #: Words of the digit scenes, special tokens included, rounded up; a data set replaces it by its own.
@@ -86,4 +86,33 @@ TINY = SearchSpace(
         "language_expansion": (1.0, 1.25, 1.5, 2.0, 2.5, 3.0),
     },
     decoder=_decode,
+    factors=Factors(
+        vision=(
+            "encoder",
+            "image_px",
+            "vision_depth",
+            "vision_heads",
+            "vision_head_width",
+            "vision_expansion",
+            "projector",
+            "image_tokens",
+        ),
+        image=("image_tokens",),
+        projector=(
+            "image_tokens",
+            "projector",
+            "vision_heads",
+            "vision_head_width",
+            "language_kv_heads",
+            "language_queries_per_kv_head",
+            "language_head_width",
+        ),
+        language=(
+            "language_depth",
+            "language_kv_heads",
+            "language_queries_per_kv_head",
+            "language_head_width",
+            "language_expansion",
+        ),
+    ),
 )

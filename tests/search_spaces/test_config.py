@@ -118,8 +118,9 @@ def test_every_encoder_gives_the_tokens_it_says(family: str) -> None:
     import torch
 
     sizes = {"grid": 4, "depth": 3, "heads": 2, "head_width": 10, "feed_forward": 30}
-    config = ENCODERS[family](image_px=64, **sizes if family in ("vit", "hybrid") else {})  # type: ignore[call-arg]
-    out = config.build()(torch.randn(2, 3, 64, 64))
+    side = 224 if family in ("swin", "dat") else 64  # the least that their squares fill
+    config = ENCODERS[family](image_px=side, **sizes if family in ("vit", "hybrid") else {})  # type: ignore[call-arg]
+    out = config.build()(torch.randn(2, 3, side, side))
     assert out.shape == (2, config.tokens, config.width)
     assert torch.isfinite(out).all()
 

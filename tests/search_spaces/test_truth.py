@@ -20,6 +20,7 @@ from search_spaces import (
     VLMConfig,
     Workload,
 )
+from search_spaces.hybrid import ConvHybrid
 from search_spaces.kernels import MATRIX_KINDS
 from search_spaces.language import FAMILIES
 from search_spaces.network import DecodeGraph, PrefillGraph, graphs
@@ -104,6 +105,7 @@ ENCODER_EXAMPLES = [
     EfficientViT(192),
     MobileNetV4(256, "medium"),
     MobileNetV4(192, "small"),
+    ConvHybrid(image_px=48, grid=6, depth=3, heads=2, head_width=16, feed_forward=64, stem_width=3),
     *(dataclasses.replace(SMALL_VIT, style=style, skipped=1, pooled=1) for style in STYLES),
 ]
 DECODER_EXAMPLES = [

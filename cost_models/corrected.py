@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 #: Fewest measurements that a correction is made of.
 LEAST_OBSERVATIONS = 3
-_VERSION = 3
+_VERSION = 4
 #: Kinds whose kernels are corrected alike.
 _GROUPS = {
     KernelKind.LINEAR: "linear",
@@ -84,7 +84,8 @@ class CalibrationError:
     """Errors of each measurement predicted from all others, before and after; within the interval it should be 68 %.
 
     `medians_before` and `medians` are median errors by part: kernels, or phases of models; where models are named, each
-    is predicted from all `models` but itself. `seen` are the precisions of the measured kernels, for each kind.
+    is predicted from all `models` but itself. Parts that were measured of one model alone are `unchecked`, and in none
+    of the errors. `seen` are the precisions of the measured kernels, for each kind.
     """
 
     measurements: int
@@ -94,6 +95,7 @@ class CalibrationError:
     within_interval: float
     medians_before: dict[str, float]
     medians: dict[str, float]
+    unchecked: list[str]
     seen: dict[str, list[str]]
 
     @property
@@ -209,6 +211,7 @@ class CorrectedModel:
             return (
                 f"calibrated on {error.measurements} figures{runtime} for {error.models} models in "
                 f"{', '.join(error.precisions)}: median error of a model predicted from the others: {parts}"
+                + "".join(f"; {part} of one model only, not checked" for part in error.unchecked)
             )
         return (
             f"calibrated on {error.measurements} measurements{runtime}: MAPE {error.mape_after:.1%} of each predicted "
@@ -302,8 +305,11 @@ def _left_out(base: CostModel, observations: Sequence[Observation], seed: int) -
             deviation = math.sqrt(gain @ found.covariance @ gain + found.noise)
             inside[at] = abs(math.log(seconds / one.seconds)) <= deviation
     parts = np.array([one.part for one in observations])
+    of_part = {name: len(set(part[parts == name].tolist())) for name in sorted(set(parts.tolist()))}
+    unchecked = [name for name, several in of_part.items() if len(models) > 1 and several < 2]
+    checked = ~np.isin(parts, unchecked)
     medians_before, medians = (
-        {name: float(np.median(errors[parts == name])) for name in sorted(set(parts.tolist()))}
+        {name: float(np.median(errors[parts == name])) for name in of_part if name not in unchecked}
         for errors in (before, after)
     )
     seen: dict[str, set[str]] = {}
@@ -312,10 +318,11 @@ def _left_out(base: CostModel, observations: Sequence[Observation], seed: int) -
     return CalibrationError(
         measurements=count,
         models=len(models) if len(models) > 1 else 0,
-        mape_before=float(before.mean()),
-        mape_after=float(after.mean()),
-        within_interval=float(inside.mean()),
+        mape_before=float(before[checked].mean()),
+        mape_after=float(after[checked].mean()),
+        within_interval=float(inside[checked].mean()),
         medians_before=medians_before,
         medians=medians,
+        unchecked=unchecked,
         seen={name: sorted(found) for name, found in sorted(seen.items())},
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles import Basis
+from search_spaces.placement import Cut, Sent
 
 #: Seconds or counts of one program, or of many at once.
 Amount = TypeVar("Amount", float, NDArray[np.float64])
@@ -55,8 +56,22 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Away:
+    """What of a request is not the device's: its cut, what the link takes up to the first token, the cloud's memory."""
+
+    cut: Cut
+    link: Cost
+    sent: Sent
+    cloud_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestCost:
-    """Cost of one request by phase; `decode` is one token."""
+    """Cost of one request by phase; `decode` is one token.
+
+    Of a request that was placed between a device and a cloud, seconds are of where each phase runs, joules and memory
+    are the device's.
+    """
 
     vision: Cost
     projector: Cost
@@ -65,6 +80,7 @@ class RequestCost:
     memory: Memory
     new_tokens: int
     parameters: int
+    away: Away | None = None
 
     @property
     def total(self) -> Cost:
@@ -73,8 +89,9 @@ class RequestCost:
 
     @property
     def first_token(self) -> Cost:
-        """Sum of vision, projector and prefill."""
-        return self.vision + self.projector + self.prefill
+        """Sum of vision, projector, prefill and, of a placed request, the link."""
+        computed = self.vision + self.projector + self.prefill
+        return computed + self.away.link if self.away else computed
 
     @property
     def time_to_first_token_s(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from cost_models.cost import Amount
 from cost_models.errors import CostError
 from hardware_profiles import Basis, Profile
+from hardware_profiles.profile import TVM
 from search_spaces import Kernel, Phase, Precision
 
 #: How much more a second a core computes at most than in fp32: a register holds twice, or four times the values, and
@@ -24,6 +26,10 @@ MOST_FASTER = dict.fromkeys(Precision, 1.0) | {Precision.FP16: 2.0, Precision.W8
 def least_s(kernel: Kernel, profile: Profile) -> float:
     """Seconds that no code can undercut: a kernel's operations at the peak that the profile's formula allows."""
     return kernel.ops / (profile.formula_peak_ops_per_s * MOST_FASTER[kernel.precision])
+
+
+#: Kernels that put rows into a KV cache: compiled by TVM they copy it, runtimes write into it.
+_CACHE_WRITES = frozenset({"cache_write", "rope_cache_write"})
 
 
 class RooflineModel:
@@ -48,8 +54,10 @@ class RooflineModel:
         """Seconds of one run."""
         seconds = self._known.get(kernel)
         if seconds is None:
-            work = (kernel.ops + kernel.epilogue_ops) / self._peak[kernel.precision]
-            seconds = max(work, kernel.bytes_moved / self._bandwidth) + self._overhead
+            in_place = kernel.op in _CACHE_WRITES and self.profile.runtime != TVM
+            run = replace(kernel, m=1) if in_place else kernel
+            work = (run.ops + run.epilogue_ops) / self._peak[kernel.precision]
+            seconds = max(work, run.bytes_moved / self._bandwidth) + self._overhead
             self._known[kernel] = seconds
         return seconds
 

@@ -23,6 +23,9 @@ def main() -> None:
     for name in sys.argv[1:] or [name for name in names() if (SHIPPED / name).is_dir()]:
         profile = load(SHIPPED / name)
         rows = table.read(profile.kernels_csv)
+        if not rows:
+            print(f"{name}: has no table, and is priced by its sheet")
+            continue
         if any(row.basis is not Basis.STATIC for row in rows.values()):
             print(f"{name}: its table is measured; left alone")
             continue
@@ -49,10 +52,10 @@ def refit(name: str) -> None:
     print(f"{name}: predictor fitted on {model.error.kernels} kernels")
 
 
-def told(step: str, done: int, total: int, note: str = "") -> None:
+def told(stage: str, done: float, total: float, note: str = "") -> None:
     """Progress on a line of its own, where there is any."""
     if done % 100 == 0:
-        print(f"  {step}: {done} of {total} {note}", file=sys.stderr, flush=True)
+        print(f"  {stage}: {done:g} of {total:g} {note}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,14 @@ class Power(_Strict):
     active_w: Fact[Number]
 
 
+class Link(_Strict):
+    """How a device reaches a cloud from where it usually is; a question about placement may give its own numbers."""
+
+    uplink_bits_per_s: Fact[Number]
+    downlink_bits_per_s: Fact[Number] | None = None
+    round_trip_s: Fact[Number]
+
+
 class Profile(_Strict):
     """A device. Peak, bandwidth, caches, overhead and power are of what `runs_on` names, with `threads` threads."""
 
@@ -130,6 +138,7 @@ class Profile(_Strict):
     caches: Caches
     kernel_overhead_s: Fact[Number]
     power: Power
+    link: Link | None = None
 
     _folder: Path | None = PrivateAttr(default=None)
     _runtime: str = PrivateAttr(default=TVM)

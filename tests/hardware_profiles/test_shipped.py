@@ -55,6 +55,8 @@ def test_these_devices_are_shipped() -> None:
         "jetson-nano",
         "jetson-orin-nano",
         "licheepi-3a",
+        "nvidia-h100",
+        "nvidia-l4",
         "orange-pi-5",
         "pixel-6",
         "raspberry-pi-3b-plus",
@@ -153,6 +155,10 @@ def test_figures_of_the_sources() -> None:
     assert n100.bandwidth_bytes_per_s.value == pytest.approx(2 * 10920.8e6)
     assert load("visionfive-2").bandwidth_bytes_per_s.value == pytest.approx(2 * 861.8e6)
     assert load("jetson-agx-orin").peak_ops_per_s.fp32.value == 5.3e12
+    cloud = load("nvidia-l4")  # NVIDIA's sheet: 24 GB, 300 GB/s, 121 TFLOPS in fp16 on dense matrices
+    assert (cloud.memory_bytes.value, cloud.bandwidth_bytes_per_s.value) == (24 * 2**30, 300e9)
+    assert cloud.peak_ops_per_s.fp16 is not None
+    assert cloud.peak_ops_per_s.fp16.value == 121e12
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def main() -> None:
 
 def draw(space: SearchSpace, most: float, count: int) -> list[dict[str, Any]]:
     """Points whose log10 of parameters falls into each part of the range below `most` in turn, the largest first."""
-    rng, points = random.Random(SEED), []
+    rng, points = random.Random(SEED), list[dict[str, Any]]()
     while len(points) < count:
         high = most - RANGE * (len(points) % PARTS) / PARTS
         while not high - RANGE / PARTS <= math.log10(space.decode(point := space.sample(rng)).parameters) < high:

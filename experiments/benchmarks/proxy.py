@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from experiments.benchmarks.published import published
 from experiments.benchmarks.truth import FILE
 from experiments.benchmarks.zero_cost import zero_cost
+from nas.errors import NasError
 from nas.proxies.combined import SUPERNET, Validated
 from nas.proxies.supernet_work import evaluate_slice
 from nas.report.trust import kendall_tau
@@ -46,13 +47,23 @@ def proxy(progress: Progress) -> dict[str, Any]:
 
 
 def truth_rows() -> tuple[list[dict[str, Any]], int]:
-    """The truth as far as it is made, accuracies of the seeds that are; and the steps of each training."""
-    table = json.loads(FILE.read_text(encoding="utf-8"))
+    """The truth as far as it is made, accuracies of the seeds that are; and the steps of each training.
+
+    Raises NasError where fewer than two configs are trained: they have no ranks.
+    """
+    table: dict[str, Any] = {"rows": [], "steps": 0}
+    if FILE.is_file():
+        table = json.loads(FILE.read_text(encoding="utf-8"))
     rows = [
         {**row, "accuracy": found}
         for row in table["rows"]
         if (found := [accuracy for accuracy in row["accuracy"] if accuracy is not None])
     ]
+    if len(rows) < 2:
+        raise NasError(
+            f"{FILE}: proxies are judged by how they rank two trained configs or more, but the table has {len(rows)}; "
+            "run python -m experiments.benchmarks.truth"
+        )
     return rows, table["steps"]
 
 

@@ -200,13 +200,9 @@ def main() -> None:
     """Print everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nested", action="store_true", help="choose the prior without the held-out group too")
-
-    def quiet(*_: object) -> None:
-        """No progress."""
-
-    found = published(quiet)
+    found = published(lambda *_: None)
     if parser.parse_args().nested:
-        found["nested"] = nested(quiet)
+        found["nested"] = nested(lambda *_: None)
     print(json.dumps(found, indent=2))
 
 

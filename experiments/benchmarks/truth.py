@@ -42,7 +42,7 @@ def drawn(seed: int = 0) -> list[dict[str, Value]]:
     space, rng = SPACES[SPACE], random.Random(f"truth {seed}")
     vocabulary = len(digit_scenes(DATA_SEED).vocabulary())
     pricer = Pricer(cost_model("auto", load(DEVICE)), WORKLOAD)
-    priced = []
+    priced = list[tuple[float, dict[str, Value]]]()
     while len(priced) < DRAWN:
         point = space.sample(rng)
         config = space.decode(point).with_vocabulary(vocabulary)
@@ -59,7 +59,7 @@ def drawn(seed: int = 0) -> list[dict[str, Value]]:
 
 
 def trained(point: Point, seed: int) -> dict[str, Any]:
-    """Accuracy of a config trained alone, in a worker."""
+    """Accuracy of a config trained alone, in a worker; None where the training diverged."""
     import torch
 
     from nas.proxies.trained import TrainingRecipe, evaluate, train_candidate
@@ -69,6 +69,8 @@ def trained(point: Point, seed: int) -> dict[str, Any]:
     config = SPACES[SPACE].decode(point)
     started = time.process_time()
     found = train_candidate(config, data, TrainingRecipe(steps=STEPS), seed=seed)
+    if found.result.diverged:
+        return {"accuracy": None}
     accuracy, by_kind = evaluate(found.network, data.test, found.vocabulary)
     return {
         "accuracy": accuracy,
@@ -99,17 +101,25 @@ def stored() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train what the table lacks, all configs with the first seed before the second."""
+    """Train what the table lacks, all configs with the first seed before the second.
+
+    What diverges stays without an accuracy, is told, and ends the program with an error once all others are trained.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--workers", type=int, default=2)
     workers = parser.parse_args().workers
     table = stored()
     left = [(at, s) for s in range(len(SEEDS)) for at, row in enumerate(table["rows"]) if row["accuracy"][s] is None]
+    diverged = []
     with worker_pool(workers) as pool:
         jobs = {pool.submit(trained, table["rows"][at]["point"], SEEDS[s]): (at, s) for at, s in left}
         for done, job in enumerate(as_completed(jobs), 1):
             (at, s), found = jobs[job], job.result()
             row = table["rows"][at]
+            if found["accuracy"] is None:
+                diverged.append(f"row {at} with seed {SEEDS[s]}")
+                sys.stderr.write(f"{done} of {len(jobs)}: {diverged[-1]} diverged\n")
+                continue
             row["accuracy"][s] = found["accuracy"]
             row["parameters"] = found["parameters"]
             row.setdefault("by_kind", [None] * len(SEEDS))[s] = found["by_kind"]
@@ -121,6 +131,11 @@ def main() -> None:
                 f"{done} of {len(jobs)}: {found['accuracy']:.3f}, {found['parameters']} parameters, "
                 f"{found['seconds']:.0f} s\n"
             )
+    if diverged:
+        sys.exit(
+            f"{', '.join(diverged)}: the training diverged, so the table has no accuracy of it and proxies are judged "
+            "without it; rates that suit it too are TrainingRecipe's in nas/proxies/trained.py"
+        )
 
 
 if __name__ == "__main__":

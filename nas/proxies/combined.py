@@ -103,7 +103,11 @@ def validated() -> dict[str, Validated]:
     """Where every cheap proxy was validated, by the name of its function: the supernet's stands beside its weights."""
     found = dict(stored().validated)
     if SUPERNET.is_file():
-        found["slice_accuracy"] = Validated(**json.loads(SUPERNET.read_text(encoding="utf-8")))
+        try:
+            found["slice_accuracy"] = Validated(**json.loads(SUPERNET.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            mend = "run python -m experiments.benchmarks.proxy"
+            raise NasError(f"{SUPERNET}: no record of how the supernet ranks ({error}); {mend}") from error
     return found
 
 

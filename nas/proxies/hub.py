@@ -5,8 +5,11 @@ Nothing here runs code from a hub or unpickles: of a checkpoint only JSON, the t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +73,20 @@ def checkpoint_folder(source: str, revision: str | None = None) -> Path:
 def first_line(error: Exception) -> str:
     """What an error says, without the advice that follows."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers' own reports off the user's screen: they are judged here; errors still raise."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -8,10 +8,8 @@ B batch, T image tokens, D decoder width, V vocabulary. A sequence is the prompt
 
 from __future__ import annotations
 
-import contextlib
 import json
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from nas.proxies.checkpoint_facts import check_parameters, decoder_facts, encoder_facts
 from nas.proxies.data import DataError, Dataset
-from nas.proxies.hub import checkpoint_folder, first_line, hub_package
+from nas.proxies.hub import checkpoint_folder, first_line, hub_package, quiet
 from nas.proxies.weights import read_tensors
 from search_spaces import PROJECTORS, unknown
 from search_spaces.reference import ReferenceDecoder, ReferenceEncoder
@@ -184,7 +182,7 @@ class PretrainedVLM(nn.Module):
 
         transformers = hub_package("transformers")
         folder.mkdir(parents=True, exist_ok=True)
-        with _quiet(transformers):
+        with quiet(transformers):
             self.encoder.model.save_pretrained(folder / "encoder")
             self.decoder.save_pretrained(folder / "decoder")
             self.tokenizer.save_pretrained(folder / "decoder")
@@ -219,7 +217,7 @@ def load_encoder(source: str, revision: str | None = None) -> PretrainedEncoder:
     transformers = hub_package("transformers")
     kind = _model_type(folder, _ENCODERS, source)
     family = _ENCODERS[kind]
-    with _quiet(transformers):
+    with quiet(transformers):
         config = getattr(transformers, f"{family.name}Config").from_pretrained(folder, local_files_only=True)
         if family is _SIGLIP:
             config.vision_use_head = False  # its tokens are taken, not their pooling
@@ -237,7 +235,7 @@ def load_decoder(source: str, revision: str | None = None) -> tuple[Any, Any]:
     kind = _model_type(folder, _DECODERS, source)
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{source}: no tokenizer.json; transformers' save_pretrained of its tokenizer writes one")
-    with _quiet(transformers):
+    with quiet(transformers):
         config = getattr(transformers, f"{_DECODERS[kind]}Config").from_pretrained(folder, local_files_only=True)
         model, unexpected = _load(getattr(transformers, f"{_DECODERS[kind]}ForCausalLM"), folder, config, source)
         try:
@@ -326,20 +324,3 @@ def _normalisation(folder: Path, family: _Family, source: str) -> tuple[Sequence
         if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)):
             raise DataError(f"{source}: {path.name}: image_mean and image_std are three numbers, but got {values!r}")
     return found[0], found[1]
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    # Its reports of what is left out are judged here, and errors are DataErrors.
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nas.proxies.data import Dataset, Vocabulary
 from nas.proxies.digits import digit_scenes
-from nas.proxies.trained import Packed, pack, text_logits, to_pixels, turn
+from nas.proxies.packing import Packed, pack, text_logits, to_pixels, turn
 from search_spaces import VLMConfig
 from search_spaces.network import VisionLanguageModel
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from nas.errors import NasError
 from nas.proxies.data import Dataset, Vocabulary
-from nas.proxies.trained import TrainingRecipe, answer_loss, batches, draw_batch, forward
+from nas.proxies.packing import batches, draw_batch
+from nas.proxies.trained import TrainingRecipe, answer_loss, forward
 from search_spaces import VLMConfig, unknown
 from search_spaces.network import VisionLanguageModel
 from search_spaces.vision import of_patches

@@ -150,6 +150,19 @@ class PublishedModel:
             scores[row.benchmark] = Score(value, low, high)
         return scores
 
+    def lead(self, facts: Facts, other: Facts, benchmarks: Sequence[str]) -> Score:
+        """By how many points of the benchmarks' mean the first model is ahead, both in one table; not of MME.
+
+        What is uncertain of both alike, as what another decoder would gain, is uncertain of neither's lead.
+        """
+        asked = [Row("", at, _ASKED[name], 0.0, each) for at, each in ((-1, facts), (-2, other)) for name in benchmarks]
+        means, covariances = self.posterior(asked)
+        weights = np.array([self.units[row.benchmark] for row in asked]) / len(benchmarks)
+        weights[len(benchmarks) :] *= -1
+        variance = weights @ covariances @ weights + self.prior.noise * (weights**2).sum()
+        value, half = float(weights @ means), HALF * self.widening * math.sqrt(variance)
+        return Score(value, value - half, value + half)
+
     def posterior(self, rows: Sequence[Row], *, of_tables: bool = True) -> tuple[Array, Array]:
         """Means and covariance of rows in units of `units`, their values unread, without the error of each.
 

@@ -1,7 +1,8 @@
 """The proxy `published`: the score that published results lead to expect of a config, a mean of benchmarks.
 
 A config says nothing of training. Every one is taken to be trained alike, with LLaVA-1.5's 1.2 million samples in 2025
-(assumed); its decoder to be pretrained as published ones of its size are, or as the published one that it is.
+(assumed); its decoder to be pretrained as published ones of its size are, or as the published one that it is. No table
+has an encoder below 300 million parameters; a smaller one is taken to cost HALVING points each time it is halved.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
-from nas.proxies.published import PublishedModel, Score
+from nas.proxies.published import BENCHMARKS, PublishedModel, Score
 from nas.proxies.published_facts import Facts, decoders
 from search_spaces import Phase, Precision, VLMConfig
 from search_spaces.language import LanguageConfig
@@ -21,6 +22,9 @@ from search_spaces.vision import VisionTransformer
 
 #: LLaVA-1.5's two stages: 558,000 and 665,000 samples (arXiv:2310.03744), and a year like the newest tables'.
 SAMPLES, YEAR = 1.2e6, 2025.0
+#: Percent of a benchmark that halving the encoder costs, where it is smaller than any in the tables, and as much again
+#: either way that nobody knows. Assumed: with CLIP's B/16 instead of its L/14, two halvings, a model loses about three.
+HALVING = 1.5
 #: Families of encoders, as the tables call them, by how a vision transformer is written.
 _ENCODERS = {
     "plain": "siglip",
@@ -106,7 +110,26 @@ def _scores(facts: Facts) -> Mapping[str, Score]:
 
 def scores(config: VLMConfig) -> Mapping[str, Score]:
     """A score by benchmark, each with its interval."""
-    return _scores(facts_of(config))
+    facts = facts_of(config)
+    lost = _lost(facts)
+    return {name: score if name == "MME" else _moved(score, -lost, lost) for name, score in _scores(facts).items()}
+
+
+@lru_cache(maxsize=1 << 14)
+def _lost(facts: Facts) -> float:
+    """Percent that an encoder smaller than any in the tables is taken to cost."""
+    known = [size for row in PublishedModel.fitted().rows if (size := row.facts.encoder_parameters)]
+    return HALVING * max(math.log2(min(known) / (facts.encoder_parameters or min(known))), 0.0)
+
+
+def _moved(score: Score, by: float, either_way: float) -> Score:
+    """A score moved by so much, its interval wider for what is unknown either way."""
+    value = score.value + by
+    return Score(
+        value,
+        value - math.hypot(score.value - score.low, either_way),
+        value + math.hypot(score.high - score.value, either_way),
+    )
 
 
 def outside(config: VLMConfig) -> list[str]:
@@ -122,6 +145,15 @@ def mean_score(config: VLMConfig) -> Score:
         return sum(ends) / len(ends) / 100
 
     return Score(mean([s.value for s in found]), mean([s.low for s in found]), mean([s.high for s in found]))
+
+
+def lead(config: VLMConfig, other: VLMConfig) -> Score:
+    """By how much `mean_score` of the first is expected above the second's, with an interval; nine in ten."""
+    names = tuple(name for name in BENCHMARKS if name != "MME")
+    first, second = facts_of(config), facts_of(other)
+    behind = _lost(second) - _lost(first)
+    found = _moved(PublishedModel.fitted().lead(first, second, names), behind, behind)
+    return Score(found.value / 100, found.low / 100, found.high / 100)
 
 
 def published(config: VLMConfig, seed: int) -> float:

@@ -16,7 +16,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -25,20 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from nas.proxies.data import DataError, Splits
+from nas.proxies.packing import Batch, Packed, draw_batch, to_pixels
+from nas.proxies.regions import RegionSupervision
 from nas.proxies.slice_muon import SliceMuon
 from nas.proxies.supernet import PATHS, Supernet, largest, smallest
-from nas.proxies.trained import (
-    Batch,
-    Packed,
-    RegionSupervision,
-    TrainingRecipe,
-    answer_loss,
-    draw_batch,
-    forward,
-    is_matrix,
-    soft_loss,
-    to_pixels,
-)
+from nas.proxies.trained import TrainingRecipe, answer_loss, forward, is_matrix, soft_loss
 from nas.proxies.weights import read_tensors
 from search_spaces import Point, SearchSpace, Value, VLMConfig
 
@@ -46,6 +37,8 @@ from search_spaces import Point, SearchSpace, Value, VLMConfig
 Told = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = "edge-vlm-nas supernet training 3"
+#: What AdamW keeps of a weight.
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +193,7 @@ class SupernetTraining:
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"weights/{name}": weight.detach() for name, weight in self.net.weights.items()}
-        if self.supervision is not None:
-            tensors |= {f"heads/{name}": weight.detach() for name, weight in self.supervision.named_parameters()}
-        tensors |= {f"momentum/{name}": momentum for name, momentum in self.muon.state.items()}
+        tensors = self._tensors()
         for at, own in self.adam.state_dict()["state"].items():
             tensors |= {f"adam/{at}/{key}": torch.as_tensor(value) for key, value in own.items()}
         about = {
@@ -221,6 +211,13 @@ class SupernetTraining:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, about)
         unfinished.replace(self.folder / CHECKPOINT)
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint keeps but AdamW's state, the memory itself."""
+        tensors = {f"weights/{name}": weight.detach() for name, weight in self.net.weights.items()}
+        if self.supervision is not None:
+            tensors |= {f"heads/{name}": weight.detach() for name, weight in self.supervision.named_parameters()}
+        return tensors | {f"momentum/{name}": momentum for name, momentum in self.muon.state.items()}
+
     def _identity(self) -> dict[str, str]:
         """What must be the same for a checkpoint to be taken up; steps may grow."""
         recipe = asdict(self.recipe)
@@ -235,7 +232,7 @@ class SupernetTraining:
         }
 
     def resume(self) -> bool:
-        """Take up the folder's checkpoint, if there is one; raises DataError where it is of another training."""
+        """Take up the folder's checkpoint, if there is one; raises DataError where it is damaged or another's."""
         path = self.folder / CHECKPOINT
         if not path.is_file():
             return False
@@ -246,27 +243,34 @@ class SupernetTraining:
         for name, value in self._identity().items():
             if about.get(name) != value:
                 raise DataError(f"{path}: its {name} is another; delete it, or give another folder, to start anew")
-        with torch.no_grad():
-            for name, weight in self.net.weights.items():
-                weight.copy_(tensors[f"weights/{name}"])
-            if self.supervision is not None:
-                for name, weight in self.supervision.named_parameters():
-                    weight.copy_(tensors[f"heads/{name}"])
-            for name, momentum in self.muon.state.items():
-                momentum.copy_(tensors[f"momentum/{name}"])
+        try:
+            self._take_up(tensors, about)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: a damaged checkpoint ({error!r}); delete it to start anew") from error
+        return True
+
+    def _take_up(self, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+        """Go on where `save` left off; raises KeyError, TypeError or ValueError for what it cannot have written."""
+        for name, own in self._tensors().items():
+            if tensors[name].shape != own.shape:
+                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(own.shape)}")
+            own.copy_(tensors[name])
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             whose, *rest = key.split("/")
             if whose == "adam":
                 state.setdefault(int(rest[0]), {})[rest[1]] = tensor
+        for at, kept in state.items():
+            if kept.keys() != _ADAM:
+                raise ValueError(f"adam/{at} has {', '.join(sorted(kept))}, not {', '.join(sorted(_ADAM))}")
         self.adam.load_state_dict({**self.adam.state_dict(), "state": state})
         self.step, self.seconds, self.curve = int(about["step"]), float(about["seconds"]), json.loads(about["curve"])
         self.owns, self.others = json.loads(about["losses"])
-        self.hardness = json.loads(about["hardness"])
+        hardness = json.loads(about["hardness"])
+        self.hardness = {kind: float(hardness[kind]) for kind in self.hardness}
         version, numbers, gauss = json.loads(about["random"])
         self.random.setstate((version, tuple(numbers), gauss))
         self.order.bit_generator.state = json.loads(about["order"])
-        return True
 
 
 def rate_share(step: int, training: TrainingRecipe) -> float:

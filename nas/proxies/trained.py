@@ -13,10 +13,9 @@ scenes; equal runs with other seeds differ by several points, so only the large 
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,20 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.proxies.data import BOS, END, PAD, Bytes, DataError, Dataset, Question, Splits, Vocabulary
+from nas.proxies.data import Dataset, Splits, Vocabulary
 from nas.proxies.muon import Muon
+from nas.proxies.packing import IGNORED, Batch, Packed, batches, draw_batch, pack, text_logits, to_pixels, turn
+from nas.proxies.regions import RegionSupervision
 from nas.proxies.rounding import rounded
 from search_spaces.config import VLMConfig
-from search_spaces.modules.language import rotary
 from search_spaces.network import VisionLanguageModel
 
 #: Called with step, total steps and loss; whatever it raises ends the training and reaches the caller.
 OnStep = Callable[[int, int, float], None]
-
-#: Pixels enter the network as (value / 255 - IMAGE_MEAN) / IMAGE_STD.
-IMAGE_MEAN, IMAGE_STD = 0.3, 0.3
-#: A target that no loss counts.
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,117 +202,6 @@ def evaluate(network: VisionLanguageModel, judged: Dataset, vocabulary: Vocabula
     return sum(total) / max(1, len(total)), by_kind
 
 
-# ------------------------------------------------------------------------------------------------ turns in one sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One question with its answer: the tokens to read and, for each, the token to predict after it (or ignored)."""
-
-    ids: tuple[int, ...]
-    targets: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """Turns of a batch in one sequence. Turn slots have the same place in every row, so one mask serves the batch.
-
-    ids, targets, turns: (B, L): token, token to predict (or ignored), number of the turn within its row (or -1).
-    slots, offsets: (L,): which slot a column is in, and the column's distance from the slot's start.
-    """
-
-    ids: Tensor
-    targets: Tensor
-    turns: Tensor
-    slots: Tensor
-    offsets: Tensor
-
-
-def turn(question: Question, vocabulary: Vocabulary, *, end: bool) -> Turn:
-    """The turn of a question asked alone: `<bos>`, its words, the words of the answer and, if asked for, `<end>`."""
-    asked = (vocabulary.id(BOS), *vocabulary.encode(question.text))
-    answer = vocabulary.encode(question.answer) + ((vocabulary.id(END),) if end else ())
-    return Turn((asked + answer)[:-1], (IGNORED,) * (len(asked) - 1) + answer)
-
-
-def pack(rows: Sequence[Sequence[Turn]], vocabulary: Vocabulary) -> Packed:
-    """Lay the turns of each row into slots, shortest first: slots then hold turns of like length and little padding."""
-    ordered = [sorted(enumerate(row), key=lambda turn: len(turn[1].ids)) for row in rows]
-    most = max(len(row) for row in rows)
-    slots = [[row[i - most + len(row)] if i - most + len(row) >= 0 else None for row in ordered] for i in range(most)]
-    widths = [max(len(turn[1].ids) for turn in slot if turn is not None) for slot in slots]
-    shape = (len(rows), sum(widths))
-    ids = np.full(shape, vocabulary.id(PAD), np.int64)
-    targets, turns = np.full(shape, IGNORED, np.int64), np.full(shape, -1, np.int64)
-    start = 0
-    for slot, width in zip(slots, widths, strict=True):
-        for row, placed in enumerate(slot):
-            if placed is not None:
-                number, turn = placed
-                columns = slice(start, start + len(turn.ids))
-                ids[row, columns], targets[row, columns], turns[row, columns] = turn.ids, turn.targets, number
-        start += width
-    number_of = torch.repeat_interleave(torch.arange(most), torch.tensor(widths))
-    offsets = torch.cat([torch.arange(width) for width in widths])
-    return Packed(torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(turns), number_of, offsets)
-
-
-def text_logits(network: VisionLanguageModel, image_tokens: Tensor, packed: Packed) -> Tensor:
-    """Logits (B, L, V) of image tokens (B, T, D) and packed turns: each turn sees the image and itself only."""
-    decoder, language = network.language, network.config.language
-    images = image_tokens.shape[1]
-    device = image_tokens.device
-    slots = torch.cat([torch.full((images,), -1, device=device), packed.slots])  # (T + L,)
-    rows = torch.arange(len(slots), device=device)
-    seen = (rows[:, None] >= rows) & ((slots == -1) | (slots[:, None] == slots))
-    mask = torch.where(seen, 0.0, float("-inf")).repeat(language.queries_per_kv_head, 1)  # (G * (T + L), T + L)
-    positions = torch.cat([torch.arange(images, device=device), images + packed.offsets])
-    rope = rotary(positions, language.head_width, language.style.turned)
-    x = torch.cat([image_tokens, decoder.embedding(packed.ids)], dim=1)  # (B, T + L, D)
-    for block in decoder.blocks:
-        x, _, _ = block(x, rope, mask)
-    return decoder.logits(x[:, images:])
-
-
-# ---------------------------------------------------------------------------------------------------------- the losses
-
-
-def to_pixels(data: Dataset, indices: Iterable[int], image_px: int) -> Tensor:
-    """Images as the networks take them: (B, 3, image_px, image_px)."""
-    pixels: Bytes = data.images(np.fromiter(indices, np.int64), image_px)
-    return torch.from_numpy(pixels).float().div_(255.0).sub_(IMAGE_MEAN).div_(IMAGE_STD)
-
-
-def batches(rng: np.random.Generator, count: int, batch: int) -> Iterator[list[int]]:
-    """Indices, each once an epoch, for ever."""
-    while True:
-        order = rng.permutation(count)
-        for start in range(0, max(1, count - batch + 1), batch):
-            yield order[start : start + batch].tolist()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Images (B, 3, image_px, image_px) with packed turns about them; `indices` are those of the dataset."""
-
-    indices: list[int]
-    images: Tensor
-    packed: Packed
-
-
-def draw_batch(
-    data: Dataset, indices: list[int], image_px: int, vocabulary: Vocabulary, turns: int, rng: np.random.Generator
-) -> Batch:
-    """Up to `turns` questions an image, in random order."""
-    rows = []
-    for i in indices:
-        questions = data.questions[i]
-        asked = [questions[j] for j in rng.permutation(len(questions))[:turns]]
-        # One turn a row is enough to learn that one-word answers end; each `<end>` costs a row of the decoder.
-        rows.append([turn(q, vocabulary, end=j == 0 or " " in q.answer) for j, q in enumerate(asked)])
-    return Batch(indices, to_pixels(data, indices, image_px), pack(rows, vocabulary))
-
-
 def forward(
     network: VisionLanguageModel, supervision: RegionSupervision | None, batch: Batch, recipe: TrainingRecipe
 ) -> tuple[Tensor, Tensor]:
@@ -345,62 +229,6 @@ def soft_loss(logits: Tensor, said: Tensor, packed: Packed) -> Tensor:
 def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
     """Mean cross-entropy of the answers' tokens, in nats."""
     return F.cross_entropy(logits.flatten(0, 1), packed.targets.flatten(), ignore_index=IGNORED)
-
-
-class RegionSupervision(nn.Module):
-    """Two losses on region labels: of a linear head on vision tokens, and of the decoder's own embedding.
-
-    The head is as wide as the widest vision tokens; narrower ones use its first columns.
-    """
-
-    labels: Tensor
-    words: Tensor
-
-    def __init__(self, width: int, data: Dataset, vocabulary: Vocabulary) -> None:
-        super().__init__()
-        regions = data.regions
-        if regions is None:
-            raise DataError(f"{data.name} has no region labels")
-        self.grid = regions.grid
-        self.sizes = [len(names) for names in regions.attributes]
-        self.heads = nn.Linear(width, sum(self.sizes))
-        labels = torch.from_numpy(regions.labels)
-        first = [[vocabulary.encode(name)[0] for name in names] for names in regions.attributes]
-        words = torch.stack([torch.tensor(ids)[labels[..., a]] for a, ids in enumerate(first)], -1)
-        self.register_buffer("labels", labels, persistent=False)
-        self.register_buffer("words", words, persistent=False)
-
-    def regions(self, vision_tokens: Tensor, indices: list[int]) -> Tensor:
-        """Cross-entropy of each cell's attributes, summed over attributes, from tokens (B, T, D)."""
-        cells = self._cells(vision_tokens) @ vision_tokens
-        scores = F.linear(cells, self.heads.weight[:, : cells.shape[-1]], self.heads.bias)
-        labels = self.labels[indices]
-        losses = [
-            F.cross_entropy(z.flatten(0, 1), labels[..., a].flatten())
-            for a, z in enumerate(torch.split(scores, self.sizes, -1))  # each (B, cells, classes)
-        ]
-        return torch.stack(losses).sum()
-
-    def alignment(self, network: VisionLanguageModel, image_tokens: Tensor, indices: list[int]) -> Tensor:
-        """Cross-entropy of each cell's words against the pooled image tokens (B, T, D) read as decoder output."""
-        if math.isqrt(image_tokens.shape[1]) ** 2 != image_tokens.shape[1]:
-            return torch.zeros((), device=image_tokens.device)
-        read = network.language.logits(self._cells(image_tokens) @ image_tokens)
-        scores = F.log_softmax(read, -1)  # (B, cells, V)
-        return -scores.gather(2, self.words[indices]).mean()
-
-    def _cells(self, tokens: Tensor) -> Tensor:
-        return cell_weights(math.isqrt(tokens.shape[1]), self.grid).to(tokens)
-
-
-@functools.cache
-def cell_weights(side: int, grid: int) -> Tensor:
-    """Weights (grid * grid, side * side) that average a token grid over the cells it overlaps."""
-    tokens, cells = np.arange(side + 1) / side, np.arange(grid + 1) / grid
-    ends = np.minimum(tokens[1:], cells[1:, None]) - np.maximum(tokens[:-1], cells[:-1, None])
-    overlap = np.maximum(0.0, ends)  # (grid, side)
-    weights = np.einsum("ai,bj->abij", overlap, overlap).reshape(grid**2, side**2)
-    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 
 def _optimizers(modules: Sequence[nn.Module], recipe: TrainingRecipe) -> list[tuple[torch.optim.Optimizer, float]]:

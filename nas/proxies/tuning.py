@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.proxies.data import DataError, Dataset, Question
+from nas.proxies.packing import IGNORED
 from nas.proxies.pretrained import PARTS, PretrainedVLM
-from nas.proxies.trained import IGNORED, OnStep
+from nas.proxies.trained import OnStep
 from search_spaces import unknown
 
 

@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nas.proxies import supernet_work
+from nas.proxies import supernet_training, supernet_work
 from nas.proxies.data import DataError, Splits
 from nas.proxies.digits import digit_scenes
 from nas.proxies.supernet import PATCH, PATHS, Supernet, largest, resized, smallest, turned_alike
 from nas.proxies.supernet_training import CHECKPOINT, SupernetRecipe, SupernetTraining, rate_share
 from nas.proxies.trained import TrainingRecipe
-from nas.proxies.weights import MADE_BY, load_supernet, save_supernet
+from nas.proxies.weights import MADE_BY, load_supernet, read_tensors, save_supernet
 from search_spaces import SPACES, ConfigError, VLMConfig
 from search_spaces.modules.language import rotary
 
@@ -232,6 +232,49 @@ def test_a_checkpoint_of_other_scenes_is_refused(data: Splits, tmp_path: Path) -
     first.vocabulary = replace(first.vocabulary, words=shorter)
     first.save()
     with pytest.raises(DataError, match="its vocabulary is another; delete it"):
+        training(data, tmp_path, 1).resume()
+
+
+@pytest.fixture(scope="module")
+def begun(data: Splits, tmp_path_factory: pytest.TempPathFactory) -> SupernetTraining:
+    first = training(data, tmp_path_factory.mktemp("begun"), 1)
+    first.run(lambda *_: None)
+    return first
+
+
+@pytest.mark.parametrize(
+    ("tensor", "about", "says"),
+    [
+        ("momentum/", {}, r"KeyError\('momentum/"),
+        ("weights/", {}, r"KeyError\('weights/"),
+        ("adam/", {}, r"adam/\d+ has"),
+        (None, {"curve": None}, r"KeyError\('curve'\)"),
+        (None, {"step": "some"}, "invalid literal for int"),
+        (None, {"hardness": "{}"}, r"KeyError\("),
+        (None, {"random": "[3]"}, "not enough values"),
+        (None, {"order": "{}"}, r"Error\("),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_with_file_and_mend(
+    begun: SupernetTraining, data: Splits, tmp_path: Path, tensor: str | None, about: dict[str, str | None], says: str
+) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / CHECKPOINT
+    tensors, told = read_tensors(begun.folder / CHECKPOINT, supernet_training._FORMAT)
+    if tensor:
+        del tensors[next(name for name in tensors if name.startswith(tensor))]
+    save_file(tensors, path, {name: text for name, text in (told | about).items() if text is not None})
+    with pytest.raises(DataError, match=rf"^{path}: a damaged checkpoint \(.*{says}.*\); delete it to start anew$"):
+        training(data, tmp_path, 2).resume()
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(data: Splits, tmp_path: Path) -> None:
+    first = training(data, tmp_path, 1)
+    name = next(iter(first.muon.state))
+    first.muon.state[name] = torch.zeros(3)
+    first.save()
+    with pytest.raises(DataError, match=r"momentum/.* has shape \(3,\), not .*; delete it to start anew"):
         training(data, tmp_path, 1).resume()
 
 

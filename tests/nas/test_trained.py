@@ -15,17 +15,9 @@ from torch import Tensor
 from nas.proxies.data import DataError, Dataset, Question, Splits, Vocabulary
 from nas.proxies.digits import digit_scenes
 from nas.proxies.muon import orthogonalised
-from nas.proxies.trained import (
-    Packed,
-    TrainingRecipe,
-    cell_weights,
-    evaluate,
-    pack,
-    text_logits,
-    to_pixels,
-    train_candidate,
-    turn,
-)
+from nas.proxies.packing import Packed, pack, text_logits, to_pixels, turn
+from nas.proxies.regions import cell_weights
+from nas.proxies.trained import TrainingRecipe, evaluate, train_candidate
 from nas.proxies.weights import load_weights, save_weights
 from search_spaces import SPACES
 from search_spaces.config import VLMConfig

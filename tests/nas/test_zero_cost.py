@@ -20,6 +20,7 @@ from experiments.fit_zero_cost import fit
 from nas import screen
 from nas.errors import NasError
 from nas.proxies import PROXIES
+from nas.proxies import combined as combined_module
 from nas.proxies.combined import STORED, Term, combined, features, read_stored, stored
 from nas.proxies.probe import COMPONENTS, batch_of
 from nas.proxies.zero_cost import activations, scores
@@ -149,6 +150,17 @@ def test_a_file_that_is_no_stored_combination_is_refused_with_the_mend(tmp_path:
 def test_an_absent_stored_combination_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NasError, match=r"kept\.json: no stored combination"):
         read_stored(tmp_path / "kept.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"space": "tiny", "kendall": 0.7}'])
+def test_a_damaged_record_of_the_supernet_is_refused_with_the_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    path = tmp_path / "tiny.json"
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(combined_module, "SUPERNET", path)
+    with pytest.raises(NasError, match=rf"^{path}: no record .*; run python -m experiments\.benchmarks\.proxy$"):
+        combined_module.validated.__wrapped__()
 
 
 def test_the_fit_finds_what_accuracy_hangs_on() -> None:

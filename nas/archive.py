@@ -26,12 +26,13 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
-from cost_models.cost import Cost, Memory, RequestCost
+from cost_models.cost import Away, Cost, Memory, RequestCost
 from hardware_profiles import Basis
 from nas.errors import NasError
 from nas.experiment import Experiment, parse_experiment
 from nas.objectives import OBJECTIVES, Accuracy, objective
 from search_spaces import SPACES, Point, VLMConfig, unknown
+from search_spaces.placement import Cut, Sent
 
 DEFAULT_STORAGE = "sqlite:///runs/nas.db"
 #: Among what an evaluation was refused for: its training left the finite numbers.
@@ -73,10 +74,7 @@ class Evaluation:
         """Read the JSON form; raises NasError for another release's."""
         try:
             cost = data["cost"]
-            phases = {
-                phase: Cost(**{**cost[phase], "basis": Basis(cost[phase]["basis"])})
-                for phase in ("vision", "projector", "prefill", "decode")
-            }
+            phases = {phase: _cost(cost[phase]) for phase in ("vision", "projector", "prefill", "decode")}
             accuracy = data["accuracy"]
             return cls(
                 id=data["id"],
@@ -86,6 +84,7 @@ class Evaluation:
                     memory=Memory(**cost["memory"]),
                     new_tokens=cost["new_tokens"],
                     parameters=cost["parameters"],
+                    away=_away(cost.get("away")),
                 ),
                 accuracy=Accuracy(**{**accuracy, "basis": Basis(accuracy["basis"])}) if accuracy else None,
                 refused=tuple(data["refused"]),
@@ -93,6 +92,16 @@ class Evaluation:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise NasError(f"an evaluation in the storage was written by another release ({error})") from None
+
+
+def _cost(data: Mapping[str, Any]) -> Cost:
+    return Cost(**{**data, "basis": Basis(data["basis"])})
+
+
+def _away(data: Mapping[str, Any] | None) -> Away | None:
+    if data is None:  # not placed, or stored by a release that placed nothing
+        return None
+    return Away(Cut(data["cut"]), _cost(data["link"]), Sent(**data["sent"]), data["cloud_bytes"])
 
 
 class Archive:
@@ -209,8 +218,8 @@ class Archive:
 
 
 def distributions(experiment: Experiment) -> dict[str, CategoricalDistribution]:
-    """Optuna's form of the space's choices."""
-    return {name: CategoricalDistribution(values) for name, values in SPACES[experiment.space].choices.items()}
+    """Optuna's form of the choices that are searched."""
+    return {name: CategoricalDistribution(values) for name, values in experiment.searched.choices.items()}
 
 
 def open_storage(url: str, create: bool) -> BaseStorage:

@@ -5,9 +5,7 @@ A file of measurements is one of three:
 - a table of kernels, as the timing kit writes it;
 - lines of `config,phase,latency_ms`: a config is a JSON file beside it, a phase one of vision (with the projector),
   prefill, decode (one token) or request;
-- published figures, lines of `runtime,model,precision,phase,tokens,value,unit,source`: a model is a reference encoder
-  (phase encode; `tokens` is the image's side in pixels) or decoder (prefill of so many tokens, decode of one token
-  behind so many).
+- published figures, lines of `runtime,model,precision,phase,tokens,value,unit,source` (`published_latencies`).
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import csv
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,28 +31,12 @@ from hardware_profiles.catalog import own, owned
 from hardware_profiles.profile import TVM
 from nas.errors import NasError
 from nas.kernel_table import GRAPH_PHASES
-from search_spaces import Kernel, Phase, Precision, SearchSpace, VLMConfig, Workload
-from search_spaces.reference import reference_decoder, reference_encoder
+from nas.published_latencies import FIGURES, read_figures
+from search_spaces import Kernel, Phase, SearchSpace, VLMConfig, Workload
 
 COLUMNS = ("config", "phase", "latency_ms")
 #: Phases that a person times, and the kernels of each; a request is all of them, each token decoded.
 PHASES = {**GRAPH_PHASES, "request": tuple(Phase)}
-#: Columns of published figures; a token's context is assumed where `tokens` is empty.
-FIGURES = ("runtime", "model", "precision", "phase", "tokens", "value", "unit", "source")
-_ASSUMED_TOKENS = {"prefill": 128, "decode": 256}
-#: Seconds from a value in a unit, for so many tokens; and the units of each phase of published figures.
-_UNITS: dict[str, Callable[[float, int], float]] = {
-    "ms": lambda value, tokens: value * 1e-3,
-    "ms/token": lambda value, tokens: tokens * value * 1e-3,
-    "s": lambda value, tokens: value,
-    "tokens/s": lambda value, tokens: tokens / value,
-    "images/s": lambda value, tokens: 1.0 / value,
-}
-_PHASE_UNITS = {
-    "encode": ("ms", "s", "images/s"),
-    "prefill": ("ms", "ms/token", "s", "tokens/s"),
-    "decode": ("ms", "ms/token", "s", "tokens/s"),
-}
 #: Measurements so many times as long as predicted, or as short, are in another unit than their column's.
 _OTHER_UNIT = 300.0
 #: What the kit writes where the board got slower by more than a tenth.
@@ -93,7 +75,7 @@ def read_measurements(path: Path, model: CostModel, workload: Workload) -> tuple
     if not rows:
         raise NasError(f"{path}, line {first}: nothing stands below this first line; add a line a measurement")
     if header == FIGURES:
-        return _figures(path, rows, model.profile.runtime), notes
+        return read_figures(path, rows, model.profile.runtime), notes
     found = _kernels(path, rows) if header == table.COLUMNS else _phases(path, rows, model, workload)
     factor = _factor(model, found)
     quick = 1 / _OTHER_UNIT if model.profile.runtime == TVM else 0.0  # a runtime may use an accelerator
@@ -114,52 +96,6 @@ def _predicted_s(model: CostModel, one: Observation) -> float:
 def _factor(model: CostModel, observations: Sequence[Observation]) -> float:
     """The median of measured over predicted."""
     return float(np.exp(np.median([np.log(one.seconds / _predicted_s(model, one)) for one in observations])))
-
-
-def _figures(path: Path, numbered: Sequence[tuple[int, str]], runtime: str) -> list[Observation]:
-    found, runtimes = [], set()
-    for number, line in numbered:
-        cells = next(csv.reader([line]))
-        if len(cells) != len(FIGURES):
-            raise NasError(f"{path}, line {number}: a line is {','.join(FIGURES)}, but got {line!r}")
-        row = dict(zip(FIGURES, cells, strict=True))
-        runtimes.add(row["runtime"])
-        if row["runtime"] == runtime:
-            try:
-                found.append(_figure(row))
-            except ValueError as error:
-                raise NasError(f"{path}, line {number}: {error}") from None
-    if not found:
-        raise NasError(f"{path}: no figures of the runtime {runtime!r}, but of {', '.join(sorted(runtimes))}")
-    return found
-
-
-def _figure(row: dict[str, str]) -> Observation:
-    phase, unit, written = row["phase"], row["unit"], row["value"]
-    units = _PHASE_UNITS.get(phase, ())
-    if unit not in units:
-        raise ValueError(
-            f"a phase is {', '.join(_PHASE_UNITS)}, a unit one of {', '.join(units or _UNITS)}, but got {phase}, {unit}"
-        )
-    if row["tokens"] and int(row["tokens"]) < 1:
-        raise ValueError(f"tokens are 1 or more, but got {row['tokens']}")
-    precision = Precision(row["precision"])
-    if phase == "encode":
-        encoder = reference_encoder(row["model"])
-        tokens, dimensions = 1, encoder.dimensions
-        kernels = encoder.kernels(int(row["tokens"]) if row["tokens"] else None, precision)
-    else:
-        decoder = reference_decoder(row["model"])
-        tokens, dimensions = int(row["tokens"] or _ASSUMED_TOKENS[phase]), decoder.dimensions
-        kernels = decoder.kernels(tokens if phase == "prefill" else 1, tokens, precision)
-    value = float(written)
-    if not 0 < value < float("inf"):
-        raise ValueError(f"a value is positive and finite, but got {written}")
-    seconds = _UNITS[unit](value, tokens if phase == "prefill" else 1)
-    # a last digit of the value is this share of it, and of the seconds
-    step = 10.0 ** -len(written.partition(".")[2]) / value
-    label = f"{row['model']} {precision} {phase}"
-    return Observation(label, tuple(kernels), seconds, 0.0, step * seconds, phase, repr(dimensions))
 
 
 def _kernels(path: Path, numbered: Sequence[tuple[int, str]]) -> list[Observation]:
@@ -298,7 +234,14 @@ def agreement(profile: Profile, path: Path, model: CostModel, workload: Workload
         part: _summary([error for error, own in zip(errors, parts, strict=True) if own == part])
         for part in sorted(set(parts))
     }
-    return {"device": profile.name, "all": _summary(errors), "by_part": by_part, "each": rows, "notes": notes}
+    return {
+        "device": profile.name,
+        "runtime": profile.runtime,
+        "all": _summary(errors),
+        "by_part": by_part,
+        "each": rows,
+        "notes": notes,
+    }
 
 
 def _summary(errors: Sequence[float]) -> dict[str, float]:

@@ -14,9 +14,11 @@ from cost_models.features import cached_weight_bytes
 from cost_models.memory import Live, live, merge
 from cost_models.models import CostModel
 from hardware_profiles import Basis
-from search_spaces import Kernel, KernelGroup, Phase, VLMConfig, Workload
+from search_spaces import Kernel, KernelGroup, Phase, PricedConfig, VLMConfig, Workload
 
 Array = NDArray[np.float64]
+#: Where parts stand in the tables of a `Pricer`.
+Places = NDArray[np.intp]
 _PHASES = tuple(Phase)
 #: The phases that vision, projector and language have kernels in.
 _COMPONENTS = ((Phase.VISION,), (Phase.PROJECTOR,), (Phase.PREFILL, Phase.DECODE))
@@ -33,6 +35,7 @@ class _Part(NamedTuple):
     weight_bytes: float  # as `CostModel.overhead_s` asks
     parameters: int
     stored_bytes: float
+    cache_bytes: float
 
 
 class _Group(NamedTuple):
@@ -54,77 +57,90 @@ class Pricer:
         #: Vision, projector, language: where the parts of a key stand; a language key has two, prefill and decode.
         self._known: tuple[dict[Hashable, int], ...] = ({}, {}, {})
         self._parts: tuple[list[_Part], ...] = ([], [], [], [])
+        self._tables = [np.empty((len(_Part._fields) - 2, 0)) for _ in _PHASES]
 
-    def price(self, config: VLMConfig) -> RequestCost:
+    def price(self, config: PricedConfig) -> RequestCost:
         """The cost of one request to `config`."""
         return self.prices([config])[0]
 
-    def prices(self, configs: Sequence[VLMConfig]) -> list[RequestCost]:
+    def prices(self, configs: Sequence[PricedConfig]) -> list[RequestCost]:
         """The costs of one request to each config; raises CostError for a kernel that the model cannot price."""
-        indices = self._indices(configs)
-        return [self._price(config, *where) for config, where in zip(configs, zip(*indices, strict=True), strict=True)]
+        keys = [config.keys(self.workload) for config in configs]
+        at = [self.places(part, [key[part] for key in keys], configs).tolist() for part in range(len(_COMPONENTS))]
+        return [self._price(*where) for where in zip(*at, strict=True)]
 
     def columns(self, configs: Sequence[VLMConfig]) -> dict[str, Array]:
-        """Seconds by phase (decode: one token), of the request, peak bytes and parameters, an array each.
+        """Seconds by phase (decode: one token), to the first token and of the request, joules, peak bytes, parameters.
 
-        The same numbers as `prices`, many times faster: what a search looks at before it picks.
+        The same numbers as `prices`, an array each, many times faster: what a search looks at before it picks.
         """
-        vision_at, projector_at, language_at = self._indices(configs)
+        keys = [config.keys(self.workload) for config in configs]
+        return self.joined(
+            *(self.places(part, [key[part] for key in keys], configs) for part in range(len(_COMPONENTS)))
+        )
+
+    def joined(self, vision_at: Places, projector_at: Places, language_at: Places) -> dict[str, Array]:
+        """As `columns`, of configs whose parts stand there (`places`)."""
         at = (vision_at, projector_at, language_at, language_at)
-        table = [
-            np.array(
-                [
-                    (
-                        part.latency_s,
-                        part.calls,
-                        part.weight_bytes,
-                        part.peak_bytes,
-                        part.parameters,
-                        part.stored_bytes,
-                    )
-                    for part in parts
-                ]
-            )[where].T
-            for parts, where in zip(self._parts, at, strict=True)
-        ]
-        seconds, calls, read, peak_bytes, parameters, stored = np.array(table).transpose(
-            1, 0, 2
-        )  # each (parts, configs)
+        # each (phases, configs)
+        seconds, calls, read, peak_bytes, parameters, stored, cached = np.array(
+            [self._table(phase)[:, where] for phase, where in enumerate(at)]
+        ).transpose(1, 0, 2)
         overhead_s = self.model.overhead_s
         vision = seconds[0] + overhead_s(Phase.VISION, calls[0] + calls[1], seconds[0] + seconds[1], read[0] + read[1])
         prefill = seconds[2] + overhead_s(Phase.PREFILL, calls[2], seconds[2], read[2])
         decode = seconds[3] + overhead_s(Phase.DECODE, calls[3], seconds[3], read[3])
-        whole = parameters[:3].sum(0)
-        cache = np.array([config.kv_cache_bytes(self.workload) for config in configs])
         first = vision + seconds[1] + prefill
+        whole = first + decode * self.workload.new_tokens
         return {
             "vision_s": vision,
             "projector_s": seconds[1],
             "prefill_s": prefill,
             "decode_s": decode,
-            "latency_s": first + decode * self.workload.new_tokens,
-            "peak_bytes": stored[:3].sum(0) + cache + peak_bytes.max(0),
-            "parameters": whole,
+            "time_to_first_token_s": first,
+            "latency_s": whole,
+            "energy_j": energy_j(whole, self.model.profile),
+            "peak_bytes": stored[:3].sum(0) + cached[3] + peak_bytes.max(0),
+            "parameters": parameters[:3].sum(0),
         }
 
-    def kernel_costs(self, config: VLMConfig, phase: Phase) -> list[tuple[Kernel, int, float, Basis]]:
-        """Kernel, count, seconds of one run and basis of every kernel of a phase."""
-        kernels, counts = zip(*config.kernels(phase, self.workload), strict=True)
+    def places(self, component: int, keys: Sequence[Hashable], configs: Sequence[PricedConfig]) -> Places:
+        """Where one component of each config stands, by its key; those seen first are priced together."""
+        known = self._known[component]
+        new = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
+        if new:
+            self._learn([(component, key, config) for key, config in new.items()])
+        return np.fromiter(map(known.__getitem__, keys), np.intp, len(keys))
+
+    def kernel_costs(self, config: PricedConfig, phase: Phase) -> list[tuple[Kernel, int, float, Basis]]:
+        """Kernel, count, seconds of one run and basis of every kernel of a phase; of a phase without any, none."""
+        run = list(config.kernels(phase, self.workload))
+        if not run:
+            return []
+        kernels, counts = zip(*run, strict=True)
         seconds, bases = self.model.latencies_s(kernels).tolist(), self.model.bases(kernels)
         return list(zip(kernels, counts, seconds, bases, strict=True))
 
-    def _indices(self, configs: Sequence[VLMConfig]) -> tuple[list[int], ...]:
-        """Where each config's vision, projector and language stand; those seen first are priced together."""
-        keys = [config.keys(self.workload) for config in configs]
-        missing: list[tuple[int, Hashable, VLMConfig]] = []
-        for component, known in enumerate(self._known):
-            new = {key[component]: config for key, config in zip(keys, configs, strict=True)}
-            missing += [(component, key, config) for key, config in new.items() if key not in known]
-        if missing:
-            self._learn(missing)
-        return tuple([known[key[component]] for key in keys] for component, known in enumerate(self._known))
+    def _table(self, phase: int) -> Array:
+        """What `joined` adds up of every part of a phase: (numbers, parts)."""
+        table, parts = self._tables[phase], self._parts[phase]
+        if table.shape[1] < len(parts):
+            new = [
+                (
+                    part.latency_s,
+                    part.calls,
+                    part.weight_bytes,
+                    part.peak_bytes,
+                    part.parameters,
+                    part.stored_bytes,
+                    part.cache_bytes,
+                )
+                for part in parts[table.shape[1] :]
+            ]
+            self._tables[phase] = table = np.hstack([table, np.array(new).T])
+        return table
 
-    def _learn(self, missing: Sequence[tuple[int, Hashable, VLMConfig]]) -> None:
+    def _learn(self, missing: Sequence[tuple[int, Hashable, PricedConfig]]) -> None:
         counted = [
             [(phase, config.groups(phase, self.workload)) for phase in _COMPONENTS[component]]
             for component, _, config in missing
@@ -136,7 +152,9 @@ class Pricer:
             for phase, found in phases:
                 self._parts[_PHASES.index(phase)].append(self._part(found, config, phase))
 
-    def _part(self, found: Sequence[KernelGroup], config: VLMConfig, phase: Phase) -> _Part:
+    def _part(self, found: Sequence[KernelGroup], config: PricedConfig, phase: Phase) -> _Part:
+        if not found:  # this model has no such phase: it takes nothing, and weakens the basis of nothing
+            return _Part(0.0, 0.0, Basis.MEASURED, 0.0, 0, 0.0, config.parameters_of(phase), 0.0, 0.0)
         groups = [(self._groups[group], count, len(group)) for group, count in found]
         return _Part(
             latency_s=sum(group.latency_s * count for group, count, _ in groups),
@@ -145,33 +163,36 @@ class Pricer:
             peak_bytes=merge(group.live for group, _, _ in groups).peak_bytes,
             calls=sum(count * kernels for _, count, kernels in groups),
             weight_bytes=sum(group.weight_bytes * count for group, count, _ in groups),
-            parameters=_parameters(config, phase),
+            parameters=config.parameters_of(phase),
             # the decoder's weights are those of its prefill
             stored_bytes=0.0 if phase is Phase.DECODE else config.stored_bytes(phase),
+            cache_bytes=config.kv_cache_bytes(self.workload) if phase is Phase.DECODE else 0.0,
         )
 
     def _learn_groups(self, groups: Collection[tuple[Kernel, ...]]) -> None:
         kernels = list(dict.fromkeys(kernel for group in groups for kernel in group))
         if not kernels:
             return
-        seconds = dict(zip(kernels, self.model.latencies_s(kernels).tolist(), strict=True))
-        basis = dict(zip(kernels, self.model.bases(kernels), strict=True))
+        bases = self.model.bases(kernels)
+        each = {
+            kernel: _Group(
+                seconds, seconds if basis is Basis.MEASURED else 0.0, basis, cached_weight_bytes(kernel), live([kernel])
+            )
+            for kernel, seconds, basis in zip(kernels, self.model.latencies_s(kernels).tolist(), bases, strict=True)
+        }
         for group in groups:
+            seconds, timed, basis, weight_bytes, alive = zip(*map(each.__getitem__, group), strict=True)
             self._groups[group] = _Group(
-                sum(seconds[kernel] for kernel in group),
-                sum(seconds[kernel] for kernel in group if basis[kernel] is Basis.MEASURED),
-                Basis.weakest(*(basis[kernel] for kernel in group)),
-                sum(map(cached_weight_bytes, group)),
-                live(group),
+                sum(seconds), sum(timed), Basis.weakest(*set(basis)), sum(weight_bytes), merge(alive)
             )
 
-    def _price(self, config: VLMConfig, vision_at: int, projector_at: int, language_at: int) -> RequestCost:
+    def _price(self, vision_at: int, projector_at: int, language_at: int) -> RequestCost:
         at = (vision_at, projector_at, language_at, language_at)
         vision, projector, prefill, decode = parts = [found[i] for found, i in zip(self._parts, at, strict=True)]
         parameters = vision.parameters + projector.parameters + prefill.parameters
         memory = Memory(
             vision.stored_bytes + projector.stored_bytes + prefill.stored_bytes,
-            config.kv_cache_bytes(self.workload),
+            decode.cache_bytes,
             max(part.peak_bytes for part in parts),
         )
         return RequestCost(
@@ -186,7 +207,7 @@ class Pricer:
 
     def _cost(self, part: _Part, phase: Phase | None = None, *more: _Part) -> Cost:
         overhead_s = 0.0
-        if phase:
+        if phase and part.calls:
             calls, seconds, weight_bytes = (
                 sum(amounts)
                 for amounts in zip(*((p.calls, p.latency_s, p.weight_bytes) for p in (part, *more)), strict=True)
@@ -195,11 +216,3 @@ class Pricer:
         latency_s = part.latency_s + overhead_s
         basis = Basis.weakest(part.basis, Basis.PREDICTED) if overhead_s else part.basis
         return Cost(latency_s, energy_j(latency_s, self.model.profile), part.timed_s, basis)
-
-
-def _parameters(config: VLMConfig, phase: Phase) -> int:
-    if phase is Phase.VISION:
-        return config.vision.parameters
-    if phase is Phase.PROJECTOR:
-        return config.projector.parameters(config.vision.grid, config.vision.width, config.language.width)
-    return config.language.parameters + config.soft_tokens * config.language.width

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,22 +11,33 @@ import typer
 
 from nas.commands.bench import bench_app
 from nas.commands.device import device_app
+from nas.commands.opened import opened
 from nas.commands.options import (
     DEFAULT_STORAGE,
     AsJson,
     ConfigOrId,
     Device,
+    Downlink,
+    Features,
     Folder,
     Format,
+    MaybeNewTokens,
+    MaybePromptTokens,
     Name,
+    Quant,
+    RoundTrip,
     Runtime,
     Storage,
     StoredId,
+    Uplink,
     in_runtime,
 )
+from nas.commands.place import place
 from nas.commands.reference import reference_app
 from nas.commands.supernet import supernet_app
 
+#: A search ends with so many members of its front at most.
+SHOWN_MEMBERS = 24
 #: Where the files of experiments are kept.
 RUNS = Path("runs")
 _OWN_PACKAGES = ("nas", "search_spaces", "cost_models", "hardware_profiles")
@@ -44,6 +53,7 @@ app.add_typer(device_app, name="device")
 app.add_typer(supernet_app, name="supernet")
 app.add_typer(reference_app, name="reference")
 app.add_typer(bench_app, name="bench")
+app.command()(place)
 
 
 @app.command()
@@ -71,12 +81,12 @@ def search(
             asked.seed if seed is None else seed,
             progress,
         )
-    with _opened(storage, asked.name) as (archive, profile):
+    with opened(storage, asked.name) as (archive, profile):
         if as_json:
             front = [evaluation_json(member, archive, profile) for member in outcome.front]
             screen.print_json({"front": front, "report": str(outcome.report), "seconds": outcome.seconds})
             return
-        _show_front(outcome.front, archive, profile)
+        _show_front(outcome.front, archive, profile, SHOWN_MEMBERS)
     spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())
     screen.out.print(f"time: {spent}", markup=False)
     screen.out.print(f"report: {outcome.report.resolve()}", markup=False, soft_wrap=True)
@@ -93,7 +103,7 @@ def front(
     """Show the front of a stored experiment, priced for any device."""
     from nas import query, screen
 
-    with _opened(storage, experiment, device, runtime) as (archive, profile):
+    with opened(storage, experiment, device, runtime) as (archive, profile):
         members = query.front(archive, profile)
         if as_json:
             screen.print_json([query.as_json(member, archive, profile) for member in members])
@@ -113,6 +123,7 @@ def best(
     max_memory_mb: float | None = None,
     max_energy_mj: float | None = None,
     max_parameters_m: float | None = None,
+    max_sent_mb: float | None = None,
     min_accuracy: float | None = None,
     as_json: AsJson = False,
 ) -> None:
@@ -126,10 +137,11 @@ def best(
         "max_memory_mb": max_memory_mb,
         "max_energy_mj": max_energy_mj,
         "max_parameters_m": max_parameters_m,
+        "max_sent_mb": max_sent_mb,
         "min_accuracy": min_accuracy,
     }
     caps = {name: limit for name, limit in asked.items() if limit is not None}
-    with _opened(storage, experiment, device, runtime) as (archive, profile):
+    with opened(storage, experiment, device, runtime) as (archive, profile):
         member = query.best(archive, profile, caps)
         if as_json:
             screen.print_json(query.as_json(member, archive, profile))
@@ -147,27 +159,32 @@ def predict(
     storage: Storage = DEFAULT_STORAGE,
     experiment: Name = None,
     cost_model: Annotated[str, typer.Option(help="auto, learned or roofline.")] = "auto",
-    quant: Annotated[
-        str | None, typer.Option(help="w4a16, w8a16, w8a8, int4, int8, fp16 or fp32; the model's own by default.")
+    quant: Quant = None,
+    prompt_tokens: MaybePromptTokens = None,
+    new_tokens: MaybeNewTokens = None,
+    placement: Annotated[
+        str | None, typer.Option(help="Cut it: device, after_projector, after_encoder or cloud (see nas place).")
     ] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the prompt, without the image's.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the answer.")] = None,
+    cloud: Annotated[str, typer.Option(help="The device in the cloud, where it is cut.")] = "nvidia-l4",
+    uplink_mbit: Uplink = None,
+    downlink_mbit: Downlink = None,
+    round_trip_ms: RoundTrip = None,
+    features: Features = "fp16",
     as_json: AsJson = False,
 ) -> None:
     """Price a model on a device, by phase and by kernel; requests to published models are longer by default."""
     from nas import predict as prediction
     from nas import screen, workflow
-    from search_spaces import Workload
-    from search_spaces.systems import with_quant
+    from nas.errors import NasError
 
-    found = prediction.config_of(config, storage, experiment)
-    if quant is not None:
-        found = with_quant(found, quant)
-    usual = prediction.FULL_SIZE if prediction.is_published(config) else Workload(prompt_tokens=10, new_tokens=2)
-    workload = Workload(prompt_tokens=prompt_tokens or usual.prompt_tokens, new_tokens=new_tokens or usual.new_tokens)
-    predicted = prediction.predict(found, workload, workflow.device(in_runtime(device, runtime)), cost_model)
+    link = {"uplink_mbit": uplink_mbit, "downlink_mbit": downlink_mbit, "round_trip_ms": round_trip_ms}
+    if placement is None and any(value is not None for value in link.values()):
+        raise NasError("a link is of a model that is cut: give --placement too, or ask nas place for the best cut")
+    cut = None if placement is None else {"cloud": cloud, "cuts": [placement], "features": features, **link}
+    found, workload = prediction.asked(config, storage, experiment, quant, prompt_tokens, new_tokens)
+    predicted = prediction.predict(found, workload, workflow.device(in_runtime(device, runtime)), cost_model, cut)
     if prediction.is_published(config):
-        predicted |= prediction.expected_scores(found)
+        predicted |= {**prediction.expected_scores(found), "described": prediction.described(config)}
     if as_json:
         screen.print_json(predicted)
     else:
@@ -211,7 +228,7 @@ def report(
     from nas import screen
     from nas.report import write_report
 
-    with _opened(storage, experiment) as (archive, profile):
+    with opened(storage, experiment) as (archive, profile):
         path = output or RUNS / archive.experiment.name / "report.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         written = write_report(archive, profile, path).resolve()
@@ -223,7 +240,7 @@ def report(
 
 @app.command()
 def export(
-    config_id: StoredId,
+    config: ConfigOrId,
     format: Format = "onnx",
     output: Folder = Path("exported"),
     storage: Storage = DEFAULT_STORAGE,
@@ -231,12 +248,17 @@ def export(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a stored model with its trained weights."""
+    """Export a stored model with its trained weights; as config or hf, a config.json or a published model too."""
     from nas import screen
-    from nas.export import export_member
+    from nas.export import export_described, export_member
+    from nas.predict import config_of, is_published
 
-    with _opened(storage, experiment, device) as (archive, profile):
-        exported = export_member(archive, profile, config_id, format, output, RUNS / archive.experiment.name)
+    if is_published(config) or Path(config).is_file():
+        found = config_of(config, storage, experiment)
+        exported = {"id": found.id, **export_described(found, format, output)}
+    else:
+        with opened(storage, experiment, device) as (archive, profile):
+            exported = export_member(archive, profile, config, format, output, RUNS / archive.experiment.name)
     if as_json:
         screen.print_json(exported)
     else:
@@ -262,7 +284,7 @@ def compress(
     from nas import screen
     from nas.compress import compress as shrink
 
-    with _opened(storage, experiment, device) as (archive, profile), screen.progress_bar() as progress:
+    with opened(storage, experiment, device) as (archive, profile), screen.progress_bar() as progress:
         found = shrink(
             archive,
             profile,
@@ -295,7 +317,7 @@ def measure(
     from nas import query, screen
     from nas.measure import measure as measure_members
 
-    with _opened(storage, experiment) as (archive, profile), screen.progress_bar() as progress:
+    with opened(storage, experiment) as (archive, profile), screen.progress_bar() as progress:
         member = query.find(archive, config_id)
         record = measure_members(archive, profile, [member], RUNS / archive.experiment.name, progress)[0]
     if as_json:
@@ -341,25 +363,16 @@ def _one_line(
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
-@contextmanager
-def _opened(
-    storage: str, experiment: str | None, device: str | None = None, runtime: str | None = None
-) -> Iterator[tuple[Any, Any]]:
-    """An archive, closed in the end, and the profile that it is asked about: the experiment's own by default."""
-    from nas.archive import Archive
-    from nas.workflow import device as profile_of
-
-    archive = Archive.open(storage, experiment)
-    try:
-        yield archive, profile_of(in_runtime(device or archive.experiment.device, runtime))
-    finally:
-        archive.close()
-
-
-def _show_front(members: list[Any], archive: Any, profile: Any) -> None:
+def _show_front(found: list[Any], archive: Any, profile: Any, most: int | None = None) -> None:
+    """A front, or `most` of its members from the first to the last."""
     from nas import screen
 
+    members = found
+    if most and len(found) > most:
+        members = [found[round(at * (len(found) - 1) / (most - 1))] for at in range(most)]
     title = f"front of {archive.experiment.name} on {profile.full_title}"
     screen.out.print(screen.front_table(members, archive, profile, title))
     screen.out.print(screen.front_models(members, archive), markup=False)
     screen.out.print(screen.basis_line(members, archive, profile), markup=False)
+    if len(members) < len(found):
+        screen.out.print(f"{len(members)} of {len(found)} models; nas front shows all", markup=False)

@@ -1,4 +1,4 @@
-"""A second, independent count of operations: fvcore traces the torch network, our own count comes from the config."""
+"""A second, independent count of operations, of the torch network; our own count comes from the config."""
 
 from __future__ import annotations
 
@@ -56,6 +56,24 @@ def fvcore_operations(config: VLMConfig, workload: Workload) -> dict[str, int]:
                 found[graph] = 2 * repeats[graph] * int(sum(by_operator[name] for name in _MATRIX))
     finally:
         torch.set_num_threads(threads)
+    return found
+
+
+def torch_operations(config: VLMConfig, workload: Workload) -> dict[str, int]:
+    """The same as torch counts them in a run on its meta device, which holds no weights: for large networks."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from search_spaces.network import graphs
+
+    repeats, found = {"vision": workload.images, "prefill": 1}, {}
+    with torch.device("meta"):
+        traced = graphs(config.build().eval(), workload)
+        for graph in COUNTED:
+            network, inputs = traced[graph]
+            with FlopCounterMode(display=False) as counter:  # its module tracker needs gradients
+                network(*inputs)
+            found[graph] = repeats[graph] * int(counter.get_total_flops())
     return found
 
 

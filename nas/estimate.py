@@ -160,8 +160,7 @@ def shipped_counts(profile: Profile) -> list[Counted]:
 
 def estimate_from_shipped(profile: Profile) -> Estimated | None:
     """As `estimate`, of the kernels whose cycles come with the product; None where there are none for this core."""
-    counted = shipped_counts(profile)
-    if profile.runs_on == "gpu" or not counted:
+    if profile.runs_on == "gpu" or not (counted := shipped_counts(profile)):
         return None
     return _fill(profile, counted, {})
 

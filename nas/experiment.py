@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from nas.errors import NasError
 from nas.objectives import CAPS, OBJECTIVES
 from nas.proxies import PROXIES, proxy
-from search_spaces import SPACES, Workload, unknown
+from search_spaces import SPACES, SearchSpace, Workload, unknown
+from search_spaces.placement import BITS_PER_PIXEL, Cut, cuts_named
+from search_spaces.systems import QUANTS
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 
@@ -121,21 +123,49 @@ class ProxySpec(_Strict):
         return (self.cheap, *(rung.proxy for rung in self.between), self.dear)
 
 
+class PlacementSpec(_Strict):
+    """Where candidates may run: each is priced at its best cut between the device and `cloud`, another device's name.
+
+    Of the link, the device's profile tells what is left out. `features` and `bits_per_pixel`: how they are sent.
+    `cloud_quant`: the scheme under which the cloud runs a model, as it is by default.
+    """
+
+    cloud: str
+    uplink_mbit: Annotated[float, Field(gt=0)] | None = None
+    downlink_mbit: Annotated[float, Field(gt=0)] | None = None
+    round_trip_ms: Annotated[float, Field(ge=0)] | None = None
+    cuts: tuple[str, ...] = tuple(cut.value for cut in Cut)
+    no_pixels_leave: bool = False
+    features: Literal["fp32", "fp16", "int8", "int4"] = "fp16"
+    bits_per_pixel: Annotated[float, Field(gt=0)] = BITS_PER_PIXEL
+    cloud_quant: str | None = None
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> PlacementSpec:
+        if not cuts_named(self.cuts, self.no_pixels_leave):
+            raise ValueError("cuts: [cloud] and no_pixels_leave: true leave no cut; add device or after_encoder")
+        if self.cloud_quant is not None and self.cloud_quant not in QUANTS:
+            raise unknown("quantisation", self.cloud_quant, QUANTS)
+        return self
+
+
 class Experiment(_Strict):
-    """What to search, where, for what; unknown keys are errors."""
+    """What to search, where, for what; unknown keys are errors. `only`: values that choices of the space may take."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$")]
     space: str = "tiny"
+    only: dict[str, tuple[int | float | str, ...]] = {}
     device: str = "host"
     cost_model: Literal["auto", "roofline", "learned"] = "auto"
     workload: WorkloadSpec = WorkloadSpec()
     objectives: tuple[str, ...] = ("accuracy", "latency")
     caps: dict[str, Annotated[float, Field(gt=0)]] = {}
-    sampler: Literal["nsga2", "random", "tpe"] = "nsga2"
+    sampler: Literal["cost_aware", "nsga2", "random", "tpe"] = "nsga2"
     trials: Positive = 150
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     proxy: ProxySpec = ProxySpec()
     data: DataSpec = DataSpec()
+    placement: PlacementSpec | None = None
     timed_kernels: Annotated[int, Field(ge=50, strict=True)] = 320
     measure: Annotated[int, Field(ge=0, le=32, strict=True)] = 8
 
@@ -167,6 +197,17 @@ class Experiment(_Strict):
         return caps
 
     @model_validator(mode="after")
+    def _values_are_known(self) -> Experiment:
+        if self.searched.size < 2:  # raises where a name is unknown
+            raise ValueError("only leaves a single model; nas predict prices it")
+        return self
+
+    @property
+    def searched(self) -> SearchSpace:
+        """The space, narrowed to `only`."""
+        return SPACES[self.space].narrowed(self.only)
+
+    @model_validator(mode="after")
     def _proxies_suit_the_size(self) -> Experiment:
         full, spec = SPACES[self.space].full_size, self.proxy
         if full != (spec.cheap == "published"):
@@ -174,6 +215,14 @@ class Experiment(_Strict):
             raise ValueError(f"the proxy {spec.cheap} does not suit the space {self.space}: choose cheap: {right}")
         if full and (spec.promote or spec.between):
             raise ValueError(f"models of the space {self.space} are not trained here: set promote: 0, and no between")
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_are_asked_for(self) -> Experiment:
+        if self.placement is None:
+            bounded = [name for name in self.caps if OBJECTIVES[CAPS[name]].placed]
+            for name in (*bounded, *(name for name in self.objectives if OBJECTIVES[name].placed)):
+                raise ValueError(f"{name} is of models that are placed between a device and a cloud: add `placement`")
         return self
 
     @model_validator(mode="after")
@@ -232,7 +281,7 @@ def parse_experiment(data: dict[str, Any], where: str) -> Experiment:
             raise NasError(f"{where}: {unknown('key', first['loc'][-1], known)}") from None
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] == "value_error" else f", but got {first['input']!r}"
-        raise NasError(f"{where}: {key}: {message}{got}") from None
+        raise NasError(": ".join(filter(None, (where, key, f"{message}{got}")))) from None
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

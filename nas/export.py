@@ -1,5 +1,7 @@
 """Export of one model: three static ONNX graphs checked in onnxruntime, TVM libraries for a device, or its config.
 
+A config is the product's own, or Hugging Face's; these two need no weights, so published models have them too.
+
 A model is three graphs (see `search_spaces.network.graphs`): vision with projector, prefill, and one decode step.
 """
 
@@ -21,15 +23,20 @@ from torch import Tensor, nn
 from hardware_profiles import Profile
 from nas.archive import Archive
 from nas.errors import NasError
+from nas.hugging_face import write_hugging_face
+from nas.predict import generating
 from nas.promotion import weights_path
 from nas.proxies.data import Vocabulary
-from nas.proxies.trained import IMAGE_MEAN, IMAGE_STD
+from nas.proxies.packing import IMAGE_MEAN, IMAGE_STD
 from nas.proxies.weights import load_weights
 from nas.query import find
 from search_spaces import Precision, VLMConfig, Workload, unknown
 from search_spaces.network import VisionLanguageModel, graphs
+from search_spaces.systems import Described
 
-FORMATS = ("onnx", "tvm", "config")
+FORMATS = ("onnx", "tvm", "config", "hf")
+#: Those that need no weights.
+DESCRIBED = ("config", "hf")
 OPSET = 18
 #: Largest difference between torch and an exported graph that is accepted, relative to the largest output.
 TOLERANCE = 1e-3
@@ -37,8 +44,8 @@ TOLERANCE = 1e-3
 Graph = tuple[nn.Module, tuple[Tensor, ...]]
 
 
-def export_config(config: VLMConfig, folder: Path) -> list[Path]:
-    """Write config.json, which `nas predict` and `VLMConfig.from_dict` read."""
+def export_config(config: Described, folder: Path) -> list[Path]:
+    """Write config.json, which `nas predict` and the config's `from_dict` read."""
     path = folder / "config.json"
     path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     return [path]
@@ -189,16 +196,30 @@ def _write_usage(exported: Mapping[str, torch.export.ExportedProgram], workload:
     return path
 
 
+def export_described(config: Described, form: str, output: Path) -> dict[str, Any]:
+    """Write a config into `output` in one of DESCRIBED; returns the files and what the user should know."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    if form not in DESCRIBED:
+        raise NasError(f"{form} is of stored models, which have weights; of a description: {' or '.join(DESCRIBED)}")
+    output.mkdir(parents=True, exist_ok=True)
+    if form == "hf":
+        return write_hugging_face(generating(config), output)
+    return {"files": [str(path) for path in export_config(config, output)], "notes": []}
+
+
 def export_member(
     archive: Archive, profile: Profile, config_id: str, form: str, output: Path, folder: Path
 ) -> dict[str, Any]:
     """Export a stored model into `output`; returns the files and what the user should know."""
     member = find(archive, config_id)
     config, workload = member.config(archive.experiment), archive.experiment.workload.workload()
+    if form in DESCRIBED:
+        return {"id": member.id, **export_described(config, form, output)}
     weights = weights_path(folder, member.id)
     network, vocabulary = load_network(config, weights, archive.experiment.seed)
     exported = export_network(network, vocabulary, workload, profile, form, output, archive.experiment.seed)
-    if form != "config" and not weights.is_file():
+    if not weights.is_file():
         exported["notes"].insert(0, f"{member.id} was never trained: the weights are random")
     return {"id": member.id, **exported}
 
@@ -213,30 +234,29 @@ def export_network(
     seed: int,
 ) -> dict[str, Any]:
     """Export a network into `output` in one of FORMATS; returns the files and what the user should know."""
-    if form not in FORMATS:
-        raise unknown("format", form, FORMATS)
+    if form in DESCRIBED or form not in FORMATS:
+        return export_described(network.config, form, output)
     output.mkdir(parents=True, exist_ok=True)
     files, notes = export_config(network.config, output), list[str]()
-    if form != "config":
-        if vocabulary is not None:
-            path = output / "vocabulary.json"
-            path.write_text(vocabulary.to_json() + "\n", encoding="utf-8")
-            files.append(path)
-        exported = programs(network, workload)
-        files.append(_write_usage(exported, workload, output))
-        if form == "onnx":
-            files += export_onnx(exported, output)
-            for path in files:
-                if path.suffix == ".onnx":
-                    check_onnx(path)
-            error = onnx_max_error(network, workload, output, seed)
-            notes.append(f"largest error against torch, relative to the largest output: {error:.1e}")
-            if error > TOLERANCE:
-                raise NasError(f"the exported graphs differ from torch by {error:.1e}, more than {TOLERANCE:g}")
-        else:
-            files += export_tvm(exported, profile.tvm_target, output)
-            notes.append(f"compiled for {profile.name}: {json.dumps(profile.tvm_target)}")
-        if network.config.precision is not Precision.FP32:
-            rows = ", activations are not rounded" if network.config.precision is Precision.W8A8 else ""
-            notes.append(f"the graphs hold the weights that {network.config.precision} stores, widened to fp32{rows}")
+    if vocabulary is not None:
+        path = output / "vocabulary.json"
+        path.write_text(vocabulary.to_json() + "\n", encoding="utf-8")
+        files.append(path)
+    exported = programs(network, workload)
+    files.append(_write_usage(exported, workload, output))
+    if form == "onnx":
+        files += export_onnx(exported, output)
+        for path in files:
+            if path.suffix == ".onnx":
+                check_onnx(path)
+        error = onnx_max_error(network, workload, output, seed)
+        notes.append(f"largest error against torch, relative to the largest output: {error:.1e}")
+        if error > TOLERANCE:
+            raise NasError(f"the exported graphs differ from torch by {error:.1e}, more than {TOLERANCE:g}")
+    else:
+        files += export_tvm(exported, profile.tvm_target, output)
+        notes.append(f"compiled for {profile.name}: {json.dumps(profile.tvm_target)}")
+    if network.config.precision is not Precision.FP32:
+        rows = ", activations are not rounded" if network.config.precision is Precision.W8A8 else ""
+        notes.append(f"the graphs hold the weights that {network.config.precision} stores, widened to fp32{rows}")
     return {"files": [str(path) for path in files], "notes": notes}

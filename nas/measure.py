@@ -28,6 +28,11 @@ def measure(
             f"only host can be measured here, {profile.called} is priced by its profile; export and run it there"
         )
     experiment = archive.experiment
+    if experiment.placement is not None:
+        raise NasError(
+            f"whole models are measured here, but those of {experiment.name} are placed between host and "
+            f"{experiment.placement.cloud}; search without placement to measure them"
+        )
     workload = experiment.workload.workload()
     left = [member for member in members if not (archive.measured(member.id) or {}).get("quiet")]
     with tempfile.TemporaryDirectory(prefix="nas-measure-") as scratch:

@@ -7,10 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cost_models.cost import RequestCost
 from cost_models.energy import energy_basis
 from hardware_profiles import Basis, Profile
 from search_spaces import unknown
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +29,18 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A number of a candidate in SI units; `scale` and `unit` are how a screen shows it."""
+    """A number of a candidate in SI units; `scale` and `unit` are how a screen shows it.
+
+    One that is `placed` is told of requests that were placed between a device and a cloud.
+    """
 
     name: str
     direction: Literal["minimize", "maximize"]
     unit: str
     scale: float
     of: Callable[[RequestCost], float] | None  # None: it is the accuracy
+    column: str = ""  # its name among `Pricer.columns`
+    placed: bool = False
 
     @property
     def sign(self) -> int:
@@ -49,21 +59,30 @@ class Objective:
         """How the number was obtained."""
         if self.of is None:
             return accuracy.basis if accuracy else Basis.ASSUMED
-        if self.name in ("peak_memory", "parameters"):
+        if self.name == "sent" and cost.away and cost.away.sent.pixel_bytes:
+            return Basis.ASSUMED  # how well an image is compressed
+        if self.name in ("peak_memory", "parameters", "sent", "cloud_memory"):
             return Basis.STATIC
         if self.name == "energy":
-            return Basis.weakest(cost.basis, energy_basis(profile))
+            waiting = (profile.power.idle_w.basis,) if cost.away else ()
+            return Basis.weakest(cost.basis, energy_basis(profile), *waiting)
         return cost.basis
 
     def show(self, value: float) -> str:
-        """The number with its unit, as a screen shows it: three digits, and never an exponent."""
-        number = value * self.scale
-        digits = max(0, 2 - math.floor(math.log10(abs(number)))) if number and math.isfinite(number) else 0
-        return f"{number:.{digits}f} {self.unit}".strip()
+        """The number with its unit, as a screen shows it."""
+        return f"{three_digits(value * self.scale)} {self.unit}".strip()
 
 
-def _minimise(name: str, unit: str, scale: float, of: Callable[[RequestCost], float]) -> Objective:
-    return Objective(name, "minimize", unit, scale, of)
+def three_digits(number: float) -> str:
+    """A number to three digits, and never with an exponent."""
+    digits = max(0, 2 - math.floor(math.log10(abs(number)))) if number and math.isfinite(number) else 0
+    return f"{number:.{digits}f}"
+
+
+def _minimise(
+    name: str, unit: str, scale: float, column: str, of: Callable[[RequestCost], float], placed: bool = False
+) -> Objective:
+    return Objective(name, "minimize", unit, scale, of, column, placed)
 
 
 #: Every objective by name.
@@ -71,12 +90,18 @@ OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
         Objective("accuracy", "maximize", "", 1.0, None),
-        _minimise("latency", "ms", 1e3, lambda cost: cost.latency_s),
-        _minimise("time_to_first_token", "ms", 1e3, lambda cost: cost.time_to_first_token_s),
-        _minimise("decode_s_per_token", "ms", 1e3, lambda cost: cost.decode.latency_s),
-        _minimise("peak_memory", "MB", 1e-6, lambda cost: cost.memory.peak_bytes),
-        _minimise("energy", "mJ", 1e3, lambda cost: cost.energy_j),
-        _minimise("parameters", "M", 1e-6, lambda cost: float(cost.parameters)),
+        _minimise("latency", "ms", 1e3, "latency_s", lambda cost: cost.latency_s),
+        _minimise("time_to_first_token", "ms", 1e3, "time_to_first_token_s", lambda cost: cost.time_to_first_token_s),
+        _minimise("decode_s_per_token", "ms", 1e3, "decode_s", lambda cost: cost.decode.latency_s),
+        _minimise("peak_memory", "MB", 1e-6, "peak_bytes", lambda cost: cost.memory.peak_bytes),
+        _minimise("energy", "mJ", 1e3, "energy_j", lambda cost: cost.energy_j),
+        _minimise("parameters", "M", 1e-6, "parameters", lambda cost: float(cost.parameters)),
+        _minimise(
+            "sent", "MB", 1e-6, "sent_bytes", lambda cost: cost.away.sent.total_bytes if cost.away else 0.0, True
+        ),
+        _minimise(
+            "cloud_memory", "MB", 1e-6, "cloud_bytes", lambda cost: cost.away.cloud_bytes if cost.away else 0.0, True
+        ),
     )
 }
 
@@ -88,6 +113,8 @@ CAPS: dict[str, str] = {
     "max_memory_mb": "peak_memory",
     "max_energy_mj": "energy",
     "max_parameters_m": "parameters",
+    "max_sent_mb": "sent",
+    "max_cloud_mb": "cloud_memory",
     "min_accuracy": "accuracy",
 }
 
@@ -99,11 +126,23 @@ def objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def with_memory(caps: Mapping[str, float], usable_bytes: float) -> dict[str, float]:
-    """The caps, and that a model fits into a device's memory."""
-    name = "max_memory_mb"
-    most = usable_bytes * OBJECTIVES[CAPS[name]].scale
-    return {**caps, name: min(caps.get(name, most), most)}
+def objectives_of(cost: RequestCost, accuracy: Accuracy | None) -> dict[str, Objective]:
+    """The objectives that a request has: accuracy where it is known, those of a placement where it was placed."""
+    return {
+        name: each
+        for name, each in OBJECTIVES.items()
+        if (each.of is not None or accuracy is not None) and (cost.away or not each.placed)
+    }
+
+
+def with_memory(caps: Mapping[str, float], usable_bytes: float, cloud_bytes: float | None = None) -> dict[str, float]:
+    """The caps, and that what a device and, where there is one, a cloud hold of a model fits into their memory."""
+    found = dict(caps)
+    for name, usable in (("max_memory_mb", usable_bytes), ("max_cloud_mb", cloud_bytes)):
+        if usable is not None:
+            most = usable * OBJECTIVES[CAPS[name]].scale
+            found[name] = min(caps.get(name, most), most)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +157,20 @@ class Violation:
     def excess(self) -> float:
         """By how much of the limit it is broken; > 0."""
         return abs(self.value - self.limit) / max(abs(self.limit), 1e-12)
+
+
+def excesses(caps: Mapping[str, float], columns: Mapping[str, Array]) -> dict[str, Array]:
+    """By how much of its limit each candidate is past each cap, an array a cap; 0 or less where it keeps it.
+
+    `columns` are those of `Pricer.columns`; `min_accuracy` is left out.
+    """
+    found = {}
+    for cap, limit in caps.items():
+        bounded = OBJECTIVES[CAPS[cap]]
+        if bounded.of is not None:
+            past = (columns[bounded.column] * bounded.scale - limit) * bounded.sign
+            found[cap] = past / max(abs(limit), 1e-12)
+    return found
 
 
 def violations(caps: Mapping[str, float], cost: RequestCost, accuracy: Accuracy | None) -> list[Violation]:

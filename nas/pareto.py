@@ -15,10 +15,11 @@ def front(values: Values) -> list[int]:
     """Indices of the non-dominated rows of (n, objectives), ascending by the first objective; equal rows all stay."""
     order = np.lexsort(values.T[::-1])
     kept: list[int] = []
+    rows = np.empty_like(values)  # of those kept, in the first len(kept) places
     for index in order:
-        row = values[index]
-        dominated = any(np.all(values[other] <= row) and np.any(values[other] < row) for other in kept)
-        if not dominated:
+        row, others = values[index], rows[: len(kept)]
+        if not ((others <= row).all(1) & (others < row).any(1)).any():
+            rows[len(kept)] = row
             kept.append(int(index))
     return kept
 
@@ -44,9 +45,13 @@ def hypervolume(values: Values, reference: Sequence[float] | Values) -> float:
     inside = values[np.all(values < reference_row, axis=1)]
     if not len(inside):
         return 0.0
-    inside = inside[front(inside)]
     if values.shape[1] == 1:
         return float(reference_row[0] - inside[:, 0].min())
+    if values.shape[1] == 2:
+        first, second = inside[np.lexsort(inside.T[::-1])].T
+        lowest = np.minimum.accumulate(second)
+        return float(np.diff(first, append=reference_row[0]) @ (reference_row[1] - lowest))
+    inside = inside[front(inside)]
     inside = inside[np.argsort(inside[:, -1])]
     edges = [*inside[:, -1], reference_row[-1]]
     return math.fsum(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from cost_models.cost import RequestCost
 from cost_models.models import cost_model
 from hardware_profiles import Profile
 from hardware_profiles.catalog import called
-from nas.archive import Archive, Evaluation
-from nas.candidate import Pricer
+from nas.archive import DIVERGED, Archive, Evaluation
 from nas.errors import NasError
-from nas.objectives import CAPS, OBJECTIVES, Accuracy, violations
+from nas.objectives import CAPS, OBJECTIVES, Accuracy, objectives_of, violations
+from nas.placement import pricer as placed_pricer
 from nas.proxies import PROXIES
 from nas.search import front_of
 from search_spaces import unknown
@@ -28,8 +29,9 @@ def on_device(archive: Archive, evaluations: Sequence[Evaluation], profile: Prof
     if is_own(archive, profile):
         return list(evaluations)
     experiment = archive.experiment
-    pricer = Pricer(cost_model("auto", profile), experiment.workload.workload())
-    costs = pricer.prices([evaluation.config(experiment) for evaluation in evaluations])
+    costs = placed_pricer(experiment, cost_model("auto", profile)).prices(
+        [evaluation.config(experiment) for evaluation in evaluations]
+    )
     return [
         Evaluation(e.id, e.point, cost, e.accuracy, e.refused, e.detail)
         for e, cost in zip(evaluations, costs, strict=True)
@@ -52,9 +54,7 @@ def front(archive: Archive, profile: Profile | None = None) -> list[Evaluation]:
         known = fit
     found = front_of(known, experiment.objectives)
     if not found:
-        raise NasError(
-            f"the front of {archive.experiment.name!r} is empty: no candidate was evaluated yet; run `nas search` on it"
-        )
+        raise NasError(f"the front of {archive.experiment.name!r} is empty: {_why_empty(archive)}")
     return found
 
 
@@ -93,25 +93,21 @@ def describe(evaluation: Evaluation, archive: Archive) -> str:
     config = evaluation.config(archive.experiment)
     vision, language = config.vision, config.language
     encoder = "ViT" if vision.family == "vit" else vision.family
+    away = f"; cut: {evaluation.cost.away.cut}" if evaluation.cost.away else ""
     return (
         f"{encoder} {vision.depth}x{vision.width} at {vision.image_px} px, {config.projector.kind} to "
-        f"{config.image_tokens} tokens, decoder {language.depth}x{language.width}"
+        f"{config.image_tokens} tokens, decoder {language.depth}x{language.width}{away}"
     )
 
 
 def as_json(evaluation: Evaluation, archive: Archive, profile: Profile) -> dict[str, Any]:
     """One evaluation for machines: SI units, each objective with its basis, phases apart, what was measured."""
     cost, accuracy = evaluation.cost, evaluation.accuracy
-    numbers = {
-        name: {"value": o.value(cost, accuracy), "basis": o.basis(cost, accuracy, profile).value}
-        for name, o in OBJECTIVES.items()
-        if o.of is not None or accuracy is not None
-    }
     return {
         "id": evaluation.id,
         "description": describe(evaluation, archive),
         "device": profile.called,
-        "objectives": numbers,
+        "objectives": numbers(cost, accuracy, profile),
         "proxy": accuracy.proxy if accuracy else None,
         "test_accuracy": evaluation.detail.get("test_accuracy"),
         "phases_s": phases_s(cost),
@@ -120,19 +116,56 @@ def as_json(evaluation: Evaluation, archive: Archive, profile: Profile) -> dict[
             "kv_cache": cost.memory.kv_cache_bytes,
             "activations": cost.memory.activation_bytes,
         },
+        "placement": placement_json(cost),
         "timed_share": cost.total.timed_share,
         "measured": archive.measured(evaluation.id) if is_own(archive, profile) else None,
         "config": evaluation.config(archive.experiment).to_dict(),
     }
 
 
+def numbers(cost: RequestCost, accuracy: Accuracy | None, profile: Profile) -> dict[str, Any]:
+    """The objectives of a request on a device, each with its basis."""
+    return {
+        name: {"value": o.value(cost, accuracy), "basis": o.basis(cost, accuracy, profile).value}
+        for name, o in objectives_of(cost, accuracy).items()
+    }
+
+
 def phases_s(cost: RequestCost) -> dict[str, float]:
-    """Seconds by phase; decode is one token."""
+    """Seconds by phase; decode is one token. The link of a placed request is no phase: see `placement_json`."""
     return {
         "vision": cost.vision.latency_s,
         "projector": cost.projector.latency_s,
         "prefill": cost.prefill.latency_s,
         "decode": cost.decode.latency_s,
+    }
+
+
+def _why_empty(archive: Archive) -> str:
+    """Whether nothing was evaluated or all was refused, and what to do."""
+    found = [e for fidelity in archive.fidelities for e in archive.evaluations(fidelity)]
+    refused = {e.id: e.refused for e in found if e.refused}
+    if not refused:
+        return "no candidate was evaluated yet; run `nas search` on it"
+    diverged = sum(DIVERGED in why for why in refused.values())
+    if diverged == len(refused):
+        return f"every training diverged ({diverged}); raise trials and promote, and run `nas search` again"
+    told = f"all {len(refused)} candidates were refused, {len(refused) - diverged} for caps"
+    told += f", {diverged} as their training diverged" * (diverged > 0)
+    return f"{told}; loosen the caps or raise trials, and run `nas search` again"
+
+
+def placement_json(cost: RequestCost) -> dict[str, Any] | None:
+    """Where a placed request is cut, what leaves the device, and what the link takes; None for one that is not."""
+    if cost.away is None:
+        return None
+    away = cost.away
+    return {
+        "cut": away.cut.value,
+        "sent_bytes": {**asdict(away.sent), "total_bytes": away.sent.total_bytes},
+        "link_s": away.link.latency_s,
+        "link_basis": away.link.basis.value,
+        "cloud_memory_bytes": away.cloud_bytes,
     }
 
 

@@ -14,13 +14,13 @@ from nas.archive import Archive, Evaluation, distributions
 from nas.candidate import Pricer
 from nas.errors import NasError
 from nas.experiment import Experiment
-from nas.objectives import CAPS, OBJECTIVES, Accuracy, Violation, violations, with_memory
+from nas.objectives import CAPS, OBJECTIVES, Accuracy, Violation, excesses, violations, with_memory
+from nas.placement import PlacedPricer
+from nas.pricing import tabled
 from nas.proxies import proxy
-from nas.samplers import SAMPLERS
-from search_spaces import SPACES, Point, SearchSpace, Value, VLMConfig
+from nas.samplers import SAMPLERS, Task
+from search_spaces import Point, SearchSpace, Value, VLMConfig
 
-#: Points priced to find out whether the caps can be met at all.
-REACHABLE_SAMPLE = 3000
 #: A search gives up after so many refused candidates for each one wanted.
 REFUSED_LIMIT = 200
 
@@ -32,20 +32,28 @@ class Progress(Protocol):
         """`done` of `total` units of `stage`."""
 
 
-def check_caps(experiment: Experiment, pricer: Pricer, seed: int) -> None:
+def _caps(experiment: Experiment, pricer: Pricer | PlacedPricer) -> dict[str, float]:
+    """The experiment's caps, and the memory of where it runs."""
+    if isinstance(pricer, PlacedPricer):
+        return dict(pricer.caps)
+    return with_memory(experiment.caps, pricer.model.profile.usable_memory_bytes)
+
+
+def check_caps(experiment: Experiment, pricer: Pricer | PlacedPricer, seed: int) -> None:
     """Raise NasError where no sampled point meets the caps, naming the nearest reachable value of each."""
-    caps = with_memory(experiment.caps, pricer.model.profile.usable_memory_bytes)
+    caps = _caps(experiment, pricer)
     caps.pop("min_accuracy", None)
-    space, rng = SPACES[experiment.space], random.Random(seed)
-    extremes = [{name: pick(values) for name, values in space.choices.items()} for pick in (min, max)]
-    costs = pricer.prices([space.decode(point) for point in extremes])
-    if any(not violations(caps, cost, None) for cost in costs):
-        return
-    costs += pricer.prices([space.decode(space.sample(rng)) for _ in range(REACHABLE_SAMPLE)])
-    if any(not violations(caps, cost, None) for cost in costs):
-        return
+    space = experiment.searched
+    priced = tabled(space, pricer)
+    ends = [{name: pick(values) for name, values in space.choices.items()} for pick in (min, max)]
+    drawn = space.sample_indices(np.random.default_rng(seed), priced.handful)
+    for indices in (space.indices(ends), np.vstack([space.indices(ends), drawn])):
+        columns = priced.columns(indices)
+        past = excesses(caps, columns)
+        if np.any(np.max(list(past.values()), axis=0) <= 0):
+            return
     bounded = {cap: OBJECTIVES[CAPS[cap]] for cap in caps}
-    nearest = {cap: min(o.value(cost, None) for cost in costs) * o.scale for cap, o in bounded.items()}
+    nearest = {cap: float(columns[o.column].min()) * o.scale for cap, o in bounded.items()}
     impossible = [cap for cap, limit in caps.items() if limit < nearest[cap]]
     if impossible:
         told = "; ".join(
@@ -59,7 +67,7 @@ def check_caps(experiment: Experiment, pricer: Pricer, seed: int) -> None:
 
 def search(
     archive: Archive,
-    pricer: Pricer,
+    pricer: Pricer | PlacedPricer,
     trials: int,
     seed: int,
     adapt: Callable[[VLMConfig], VLMConfig],
@@ -71,12 +79,13 @@ def search(
     dropped and an unseen neighbour takes its place.
     """
     experiment = archive.experiment
-    space, cheap = SPACES[experiment.space], proxy(experiment.proxy.cheap, "cheap")
-    caps = with_memory(experiment.caps, pricer.model.profile.usable_memory_bytes)
+    space, cheap = experiment.searched, proxy(experiment.proxy.cheap, "cheap")
+    caps = _caps(experiment, pricer)
     score = cheap.load()
     drop_unfinished(archive, "cheap")
     started = len(archive.trials("cheap"))
-    study = archive.study("cheap", SAMPLERS[experiment.sampler](seed + started))
+    task = Task(tabled(space, pricer), experiment.objectives, caps)
+    study = archive.study("cheap", SAMPLERS[experiment.sampler](seed + started, task))
     rng = random.Random(f"{seed}/{started}")
     known = {evaluation.id: evaluation for evaluation in archive.evaluations("cheap")}
     choices = distributions(experiment)

@@ -14,8 +14,8 @@ from hardware_profiles import Profile, load
 from hardware_profiles.profile import TVM
 from nas import query
 from nas.archive import Archive, Evaluation
-from nas.candidate import Pricer
 from nas.experiment import Experiment, Rung
+from nas.placement import pricer as placed_pricer
 from nas.search import Progress, check_caps, search
 from search_spaces import SPACES, VLMConfig
 
@@ -50,7 +50,7 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
         folder.mkdir(parents=True, exist_ok=True)
         profile = device(experiment.device)
         model = timed("kernels", lambda: ready_model(experiment, profile, progress))
-        pricer = Pricer(model, experiment.workload.workload())
+        pricer = placed_pricer(experiment, model, experiment.caps)
         check_caps(experiment, pricer, experiment.seed)
         adapt = timed("data", lambda: _adapted(experiment))
         timed("search", lambda: search(archive, pricer, trials, seed, adapt, progress))
@@ -65,7 +65,8 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
             timed("train", partial(promote, archive, below, last, estimate, progress))
         front = query.front(archive)
         measured: list[dict[str, Any]] = []
-        if profile.name == "host" and profile.runtime == TVM and experiment.measure:
+        here = profile.name == "host" and profile.runtime == TVM and experiment.placement is None
+        if here and experiment.measure:
             members = front[: experiment.measure]
             measured = timed("measure", lambda: measure(archive, profile, members, folder, progress))
         report = timed("report", lambda: write_report(archive, profile, folder / "report.html"))

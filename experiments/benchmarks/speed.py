@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from cost_models.models import cost_model
 from hardware_profiles import load
 from nas.candidate import Pricer
+from nas.pricing import SpacePricer
 from search_spaces import SPACES, Workload
 
 REPEATS = 7
@@ -60,6 +63,18 @@ def batched_pricing_per_s(seed: int) -> float:
     return len(points) / (time.process_time() - used)
 
 
+def tabled_pricing_per_s(name: str, counts: Sequence[int], seed: int) -> dict[str, float]:
+    """Points of a space that one core prices in a second, in batches drawn one after the other from empty tables."""
+    space, rng = SPACES[name], np.random.default_rng(seed)
+    pricer, found = SpacePricer(space, Pricer(cost_model("auto", load("raspberry-pi-5")), Workload())), {}
+    for at, count in enumerate(counts):
+        indices = space.sample_indices(rng, count)
+        used = time.process_time()
+        pricer.columns(indices)
+        found[f"{'first' if not at else 'then'} {count:,}"] = count / (time.process_time() - used)
+    return found
+
+
 def predict_s(folder: Path) -> float:
     """Seconds of `nas predict` on a device with a learned predictor."""
     space = SPACES["tiny"]
@@ -87,6 +102,9 @@ def main() -> None:
         figures["front_s"] = spread([seconds(lambda: nas(folder, "front")) for _ in range(REPEATS)])
         figures["predict_s"] = spread([predict_s(folder) for _ in range(REPEATS)])
     figures["learned_configs_per_s_batched"] = spread([batched_pricing_per_s(seed) for seed in range(REPEATS)])
+    for name in SPACES:
+        repeats = [tabled_pricing_per_s(name, (10_000, 100_000, 1_000_000), seed) for seed in range(3)]
+        figures[f"{name}_points_per_s"] = {step: spread([each[step] for each in repeats]) for step in repeats[0]}
     figures["roofline_configs_per_s"] = spread([pricing_per_s(seed) for seed in range(REPEATS)])
     print(json.dumps(figures, indent=2))
 

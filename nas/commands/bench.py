@@ -73,3 +73,17 @@ def bench_proxy(as_json: AsJson = False) -> None:
         screen.print_json(found)
     else:
         screen.show_proxies(found)
+
+
+@bench_app.command("latency")
+def bench_latency(as_json: AsJson = False) -> None:
+    """Judge calibrated runtimes: each published model's latency predicted from the others of its device."""
+    from experiments.benchmarks.latency import latency
+    from nas import screen
+
+    with screen.progress_bar() as progress:
+        found = latency(progress)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_latency(found)

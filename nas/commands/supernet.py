@@ -56,7 +56,7 @@ def supernet_evaluate(
     from nas import predict, screen
     from nas.proxies.supernet_work import evaluate_slice
 
-    found = evaluate_slice(predict.config_of(config, storage, experiment), weights)
+    found = evaluate_slice(predict.generating(predict.config_of(config, storage, experiment)), weights)
     if as_json:
         screen.print_json(found)
     else:

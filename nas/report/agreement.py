@@ -25,7 +25,7 @@ def write_agreement(found: Mapping[str, Any], path: Path) -> Path:
         for name, part in [*found["by_part"].items(), ("all", found["all"])]
     ]
     head = ("", "measurements", "within 10 %", "MAPE", "median error", "worst")
-    title = f"{escape(found['device'])}: predicted against measured"
+    title = f"{escape(found['device'])}, {escape(found['runtime'])}: predicted against measured"
     intro = " ".join(map(escape, found["notes"])) or "On the diagonal, predicted and measured are equal."
     body = section(title, intro, chart(figures.agreement_figure(parts), title), table(head, rows))
     return save(path, page(title, body)).resolve()

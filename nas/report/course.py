@@ -16,10 +16,13 @@ from nas.experiment import Experiment
 from nas.report import figures
 from nas.report.findings import Findings
 from nas.report.page import badge, chart, count, section, table
+from search_spaces import Value
 
 #: Knob importance needs this many trials, and takes no more than the first so many: later ones crowd near the front.
 IMPORTANCE_TRIALS = (20, 200)
 IMPORTANCE_FORESTS, IMPORTANCE_TREES = 3, 8
+#: A choice of more values is one axis of fANOVA, its values ordered by their mean: as names they take 2^values cells.
+IMPORTANCE_NAMES = 10
 
 
 def history_section(found: Findings) -> str:
@@ -86,18 +89,32 @@ def importance_section(found: Findings) -> str:
 
 def _importances(experiment: Experiment, fit: Sequence[Evaluation], values: Sequence[float]) -> dict[str, list[float]]:
     import optuna
+    from optuna.distributions import BaseDistribution, IntDistribution
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     if len(set(values)) < 2:
         return {}
-    study, choices = optuna.create_study(), dict(distributions(experiment))
+    study, choices, places = optuna.create_study(), dict(distributions(experiment)), {}
+    known: dict[str, BaseDistribution] = dict(choices)
+    for name, choice in choices.items():
+        if len(choice.choices) > IMPORTANCE_NAMES:
+            places[name] = _by_mean([e.point[name] for e in fit], values)
+            known[name] = IntDistribution(0, len(choice.choices))
     for evaluation, value in zip(fit, values, strict=True):
-        point = dict(evaluation.point)
-        study.add_trial(optuna.trial.create_trial(params=point, distributions=dict(choices), value=value))
+        point = {k: places[k][v] if k in places else v for k, v in evaluation.point.items()}
+        study.add_trial(optuna.trial.create_trial(params=point, distributions=known, value=value))
     seeds = range(experiment.seed, experiment.seed + IMPORTANCE_FORESTS)
     forests = [FanovaImportanceEvaluator(n_trees=IMPORTANCE_TREES, seed=seed) for seed in seeds]
     shares = [get_param_importances(study, evaluator=forest) for forest in forests]
     return {name.replace("_", " "): [float(found[name]) for found in shares] for name in choices}
+
+
+def _by_mean(names: Sequence[Value], values: Sequence[float]) -> dict[Value, int]:
+    """The place of each name in the order of their mean values."""
+    by_name: dict[Value, list[float]] = {}
+    for name, value in zip(names, values, strict=True):
+        by_name.setdefault(name, []).append(value)
+    return {name: place for place, name in enumerate(sorted(by_name, key=lambda each: float(np.mean(by_name[each]))))}
 
 
 def training_section(found: Findings) -> str:

@@ -24,6 +24,8 @@ PHASE_COLOURS = {
     "decode": "#0f9d73",
     "request": "#7d3cc9",
 }
+#: Of what a link takes, beside the phases.
+LINK_COLOUR = "#8a94a6"
 #: Of more parts than phases, in the order they come.
 OTHER_COLOURS = (
     *("#2456d6", "#e07b00", "#0f9d73", "#7d3cc9", "#d62839"),

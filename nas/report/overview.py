@@ -10,13 +10,13 @@ from typing import Any
 
 from hardware_profiles import Basis
 from nas.archive import Evaluation
-from nas.experiment import Experiment
+from nas.experiment import Experiment, PlacementSpec
 from nas.objectives import CAPS, OBJECTIVES, violations
 from nas.report import figures
 from nas.report.figures import Axis, Dot
 from nas.report.findings import Findings, hover, in_words
 from nas.report.page import badge, cell, chart, count, number, section, table
-from search_spaces import SPACES
+from search_spaces.placement import cuts_named
 
 
 def _answer(found: Findings) -> str:
@@ -50,16 +50,24 @@ def _caps(experiment: Experiment) -> str:
     return "; ".join(told) or "none"
 
 
+def _placement(spec: PlacementSpec) -> str:
+    given = (spec.uplink_mbit, "Mbit/s up"), (spec.downlink_mbit, "Mbit/s down"), (spec.round_trip_ms, "ms round trip")
+    link = ", ".join(f"{value:g} {unit}" for value, unit in given if value is not None) or "by the device's profile"
+    cuts = ", ".join(cuts_named(spec.cuts, spec.no_pixels_leave))
+    return f"cloud {spec.cloud}; link {link}; best cut of {cuts}; features in {spec.features}"
+
+
 def header(found: Findings) -> str:
     """The answer in one sentence, and what was asked."""
     experiment, profile, work = found.experiment, found.profile, found.experiment.workload
     fit = sum(not evaluation.refused for evaluation in found.cheap)
-    space = SPACES[experiment.space]
+    space = experiment.searched
     facts = {
         "Device": f"{profile.full_title}; {profile.chip}; runs on {profile.runs_on}, "
         f"{count(profile.threads.value, 'thread')}",
         "One request": f"{count(work.images, 'image')}, {count(work.prompt_tokens, 'prompt token')}, "
         f"{count(work.new_tokens, 'new token')}",
+        **({"Placement": _placement(experiment.placement)} if experiment.placement else {}),
         "Caps": _caps(experiment),
         "Objectives": ", ".join(in_words(name) for name in experiment.objectives),
         "Search": f"space {space.name} of {space.size:,} models, sampler {experiment.sampler}, seed {experiment.seed}",
@@ -118,6 +126,10 @@ def front_section(found: Findings) -> str:
     return section("The front", intro, f'<div class="tabbed">{buttons}{"".join(panels)}</div>')
 
 
+#: A longer table of the front is folded away behind so many members.
+SHOWN_MEMBERS = 24
+
+
 def table_section(found: Findings) -> str:
     """One row a member of the front: predicted by phase, measured beside it, errors of its exports."""
     rows, breaking = [], 0
@@ -154,13 +166,25 @@ def table_section(found: Findings) -> str:
     where = f" Measured on {escape(', '.join(devices))}." if devices else ""
     caps = f" {breaking} of them break a cap and are marked." if breaking else ""
     held = " Test accuracy is of images that neither training nor the search saw." if tested else ""
+    link = ""
+    if found.experiment.placement:
+        shares += f'<i style="background:{figures.LINK_COLOUR}"></i> link '
+        link = " + link"
     key = f'<p class="key">Where the time of a request goes: {shares}</p>'
     intro = (
-        f"{'Most accurate' if found.trained else 'Highest score'} first. First token = vision + projector + prefill; "
+        f"{'Most accurate' if found.trained else 'Highest score'} first. "
+        f"First token = vision + projector + prefill{link}; "
         f"request = first token + {found.experiment.workload.new_tokens} × decode. “Off by”: predicted / measured − 1. "
         f"Relative error: an export against torch, share of the largest output.{held}{where}{caps}"
     )
-    return section(f"The {count(len(rows), 'model')} of the front", intro, table(head, rows, groups), key)
+    title = f"The {count(len(rows), 'model')} of the front"
+    if len(rows) <= SHOWN_MEMBERS:
+        return section(title, intro, table(head, rows, groups), key)
+    first = {round(at * (len(rows) - 1) / (SHOWN_MEMBERS - 1)) for at in range(SHOWN_MEMBERS)}
+    shown = [row for at, row in enumerate(rows) if at in first]
+    folded = f"<details><summary>all {len(rows)}</summary>{table(head, rows, groups)}</details>"
+    intro += f" {len(shown)} of them, from the first to the last."
+    return section(title, intro, table(head, shown, groups), key, folded)
 
 
 #: Phases before the first token.
@@ -172,8 +196,11 @@ def _shares(evaluation: Evaluation) -> str:
     seconds = {name: getattr(cost, name).latency_s for name in _FIRST} | {
         "decode": cost.decode.latency_s * cost.new_tokens
     }
+    colours = {**figures.PHASE_COLOURS, "link": figures.LINK_COLOUR}
+    if cost.away:
+        seconds["link"] = cost.away.link.latency_s
     bars = "".join(
-        f'<i style="width:{100 * value / cost.latency_s:.1f}%;background:{figures.PHASE_COLOURS[name]}" '
+        f'<i style="width:{100 * value / cost.latency_s:.1f}%;background:{colours[name]}" '
         f'title="{name} {number(value * 1e3)} ms"></i>'
         for name, value in seconds.items()
     )

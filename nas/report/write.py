@@ -15,6 +15,7 @@ from nas.report.course import history_section, importance_section, training_sect
 from nas.report.findings import Findings
 from nas.report.overview import front_section, header, table_section
 from nas.report.page import badge, number, page, save
+from nas.report.published import beside_section
 from nas.report.trust import agreement_section, operations_section, proxy_section
 
 _GLOSSARY = {
@@ -33,6 +34,7 @@ def write_report(archive: Archive, profile: Profile, path: Path) -> Path:
     sections = (
         header,
         front_section,
+        beside_section,
         table_section,
         agreement_section,
         history_section,

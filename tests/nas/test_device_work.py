@@ -378,6 +378,9 @@ def test_batches_are_priced_as_single_requests_are() -> None:
 def test_shipped_tables_are_whole_and_labelled() -> None:
     for folder in sorted(SHIPPED.iterdir()):
         profile = load(folder)
+        if profile.name in ("nvidia-h100", "nvidia-l4"):  # the cloud of a split model is priced by its sheet
+            assert not profile.kernels_csv.exists()
+            continue
         rows = table.read(profile.kernels_csv)
         assert len(rows) >= 250, profile.name
         assert {row.basis for row in rows.values()} == {Basis.STATIC}, profile.name

@@ -18,11 +18,11 @@ from nas.archive import Archive, Evaluation, distributions
 from nas.candidate import Pricer
 from nas.count import fvcore_operations, kernel_operations
 from nas.errors import NasError
-from nas.experiment import Experiment
-from nas.objectives import OBJECTIVES, Accuracy, violations
+from nas.experiment import Experiment, parse_experiment
+from nas.objectives import OBJECTIVES, Accuracy, objectives_of, violations
 from nas.query import front
 from nas.report import front_picture, trust, write_report
-from nas.report.course import IMPORTANCE_TRIALS, _hypervolumes
+from nas.report.course import IMPORTANCE_TRIALS, _hypervolumes, _importances
 from nas.report.figures import staircase
 from nas.report.page import number
 from nas.report.trust import kendall_tau
@@ -141,7 +141,7 @@ def test_every_member_of_the_front_is_told(archive: Archive, told: str):
 def test_numbers_are_the_archives_and_carry_their_basis(archive: Archive, profile: Profile, told: str):
     for member in front(archive):
         row = next(r for r in re.findall(r"<tr>(.*?)</tr>", told) if f"<code>{member.id}</code>" in r)
-        for name in OBJECTIVES:
+        for name in objectives_of(member.cost, member.accuracy):
             shown = number(OBJECTIVES[name].value(member.cost, member.accuracy) * OBJECTIVES[name].scale)
             basis = OBJECTIVES[name].basis(member.cost, member.accuracy, profile)
             assert f'<td>{shown}<abbr class="basis {basis}" title="{basis}">' in row
@@ -277,3 +277,15 @@ def test_staircase_is_the_front_of_a_pair():
 )
 def test_numbers_have_three_digits(value: float, shown: str):
     assert number(value) == shown
+
+
+def test_a_choice_of_many_names_is_told_in_no_time() -> None:
+    spec = {"name": "x", "space": "assembled", "proxy": {"cheap": "published", "promote": 0}}
+    asked, space, rng = parse_experiment(spec, "x"), SPACES["assembled"], random.Random(0)
+    points = [space.sample(rng) for _ in range(60)]
+    place = {name: number for number, name in enumerate(rng.sample(space.choices["decoder"], 18))}
+    cost = Pricer(RooflineModel(load("raspberry-pi-4")), Workload()).price(space.decode(points[0]))
+    fit = [Evaluation(str(i), point, cost, None) for i, point in enumerate(points)]
+    shares = _importances(asked, fit, [float(place[point["decoder"]]) for point in points])
+    assert set(shares) == {name.replace("_", " ") for name in space.choices}
+    assert min(shares["decoder"]) > 0.9

@@ -1,0 +1,133 @@
+"""Published models beside a front, priced as its members are and scored by the same proxy: which does it beat?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cost_models.cost import RequestCost
+from cost_models.models import cost_model
+from hardware_profiles import Basis, Profile
+from nas.archive import Evaluation
+from nas.experiment import Experiment
+from nas.objectives import Accuracy, objective
+from nas.placement import pricer
+from nas.proxies.published import Score
+from nas.proxies.published_config import lead, mean_score
+from search_spaces import VLMConfig
+from search_spaces.systems import QUANTS, reference_systems, with_quant
+
+#: The proxy that scores published models and candidates alike.
+PROXY = "published"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A published model in one precision; `member` of the front beats it in every objective and leads by `ahead`.
+
+    Where none does, `member` is the one of the front that leads most, whatever it costs, and `beaten` is False.
+    `fastest` is the one that answers soonest of those that score as high, None where none does.
+    """
+
+    name: str
+    quant: str
+    cost: RequestCost
+    score: Score
+    member: Evaluation
+    beaten: bool
+    ahead: Score
+    fits: bool
+    fastest: Evaluation | None
+
+    @property
+    def times_faster(self) -> float | None:
+        """How many times sooner `fastest` answers a request."""
+        return self.cost.latency_s / self.fastest.cost.latency_s if self.fastest else None
+
+
+def standings(front: Sequence[Evaluation], experiment: Experiment, profile: Profile) -> list[Standing]:
+    """Every published model in each precision of the experiment's space; none where another proxy scored the front.
+
+    As in the search, all are taken to be trained alike: it is their architectures that are compared.
+    """
+    space = experiment.searched
+    if not front or any(member.accuracy is None or member.accuracy.proxy != PROXY for member in front):
+        return []
+    quants = [quant for quant in space.choices.get("precision", QUANTS) if quant in QUANTS]
+    asked = [
+        (name, str(quant), with_quant(system.config, str(quant)))
+        for name, system in reference_systems().items()
+        for quant in quants
+    ]
+    costs = pricer(experiment, cost_model("auto", profile), experiment.caps).prices([config for _, _, config in asked])
+    configs = {member.id: member.config(experiment) for member in front}
+    return [
+        _standing(name, quant, config, cost, front, configs, experiment.objectives, profile)
+        for (name, quant, config), cost in zip(asked, costs, strict=True)
+    ]
+
+
+def hardest(found: Sequence[Standing]) -> list[Standing]:
+    """Of each model the precision in which it holds out best: none beats it, or what does leads least."""
+    chosen: dict[str, Standing] = {}
+    for each in found:
+        known = chosen.get(each.name)
+        if known is None or (each.beaten, each.ahead.value) < (known.beaten, known.ahead.value):
+            chosen[each.name] = each
+    return sorted(chosen.values(), key=lambda each: each.cost.parameters)
+
+
+def as_json(each: Standing) -> dict[str, Any]:
+    """For machines: SI units, scores as shares."""
+    return {
+        "name": each.name,
+        "precision": each.quant,
+        "latency_s": each.cost.latency_s,
+        "time_to_first_token_s": each.cost.time_to_first_token_s,
+        "peak_bytes": each.cost.memory.peak_bytes,
+        "fits_in_memory": each.fits,
+        "basis": each.cost.basis.value,
+        "score": {"value": each.score.value, "low": each.score.low, "high": each.score.high},
+        "beaten": each.beaten,
+        "by": each.member.id,
+        "fastest": each.fastest.id if each.fastest else None,
+        "times_faster": each.times_faster,
+        "ahead": {"value": each.ahead.value, "low": each.ahead.low, "high": each.ahead.high},
+    }
+
+
+def _standing(
+    name: str,
+    quant: str,
+    config: VLMConfig,
+    cost: RequestCost,
+    front: Sequence[Evaluation],
+    configs: dict[str, VLMConfig],
+    objectives: Sequence[str],
+    profile: Profile,
+) -> Standing:
+    score = mean_score(config)
+    own = Accuracy(score.value, PROXY, Basis.PREDICTED)
+
+    def beats(member: Evaluation) -> bool:
+        signed = (
+            (objective(o).value(member.cost, member.accuracy) - objective(o).value(cost, own)) * objective(o).sign
+            for o in dict.fromkeys(("accuracy", *objectives))
+        )
+        return all(difference <= 0 for difference in signed)
+
+    better = [member for member in front if beats(member)]
+    equal = [each for each in front if each.accuracy and each.accuracy.value >= score.value]
+    member = max(better or front, key=lambda each: each.accuracy.value if each.accuracy else 0.0)
+    return Standing(
+        name=name,
+        quant=quant,
+        cost=cost,
+        score=score,
+        member=member,
+        beaten=bool(better),
+        ahead=lead(configs[member.id], config),
+        fits=cost.memory.peak_bytes <= profile.usable_memory_bytes,
+        fastest=min(equal, key=lambda each: each.cost.latency_s, default=None),
+    )

@@ -1,0 +1,110 @@
+"""The sampler `cost_aware`: Optuna's, for a space whose costs are known exactly before any trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.objectives import CAPS, OBJECTIVES, excesses
+from nas.pricing import PointPricer, SpacePricer
+from nas.samplers.design import Design
+from nas.samplers.surrogate import Array
+from search_spaces.space import Indices
+
+#: Points that one fit of the accuracy proposes.
+_AT_ONCE = 4
+
+
+class CostAwareSampler(BaseSampler):
+    """Models the accuracy, prices everything else: `design.Design` over the trials of a study.
+
+    Trials of other processes are seen when they are asked for, finished or not: none is proposed twice.
+    """
+
+    def __init__(
+        self, seed: int, pricer: SpacePricer | PointPricer, objectives: Sequence[str], caps: Mapping[str, float]
+    ) -> None:
+        self._pricer, self._caps = pricer, {cap: limit for cap, limit in caps.items() if CAPS[cap] != "accuracy"}
+        self._costs = [OBJECTIVES[name] for name in objectives if name != "accuracy"]
+        self._accuracy = list(objectives).index("accuracy")
+        self._independent = RandomSampler(seed=seed)
+        choices = pricer.space.choices
+        ordered = tuple(
+            all(isinstance(value, int | float) for value in values) and list(values) == sorted(values)
+            for values in choices.values()
+        )
+        sizes = tuple(len(values) for values in choices.values())
+        self._design = Design(sizes, ordered, self._price, np.random.default_rng(seed))
+        self._queue: list[NDArray[np.intp]] = []
+        self._seen: set[bytes] = set()
+        self._points: list[NDArray[np.intp]] = []
+        self._values: list[float] = []
+        self._read = 0  # trials before this one are finished and known
+
+    def reseed_rng(self) -> None:
+        """As `BaseSampler.reseed_rng`."""
+        self._independent.reseed_rng()
+        self._design.rng = np.random.default_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As `BaseSampler.infer_relative_search_space`: every choice of the space."""
+        del study, trial
+        return {name: CategoricalDistribution(values) for name, values in self._pricer.space.choices.items()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As `BaseSampler.sample_relative`."""
+        del trial, search_space
+        self._look(study)
+        while self._queue and self._queue[0].tobytes() in self._seen:
+            self._queue.pop(0)  # another process took it
+        if not self._queue:
+            points = np.array(self._points, np.intp).reshape(-1, len(self._design.sizes))
+            self._queue = list(self._design.propose(points, np.array(self._values), self._seen, _AT_ONCE))
+        if not self._queue:
+            return {}
+        row = self._queue.pop(0)
+        self._seen.add(row.tobytes())
+        return self._pricer.space.point(row)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As `BaseSampler.sample_independent`, at random: where the space is exhausted, and for foreign parameters."""
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def _look(self, study: Study) -> None:
+        """Take in what was evaluated since the last look."""
+        choices = self._pricer.space.choices
+        trials = study.get_trials(deepcopy=False)
+        finished = True
+        for at in range(self._read, len(trials)):
+            trial = trials[at]
+            finished &= trial.state.is_finished()
+            if set(trial.params) != set(choices):
+                continue
+            row = self._pricer.space.indices([trial.params])[0]
+            self._seen.add(row.tobytes())
+            if finished:
+                self._read = at + 1
+                if trial.state is TrialState.COMPLETE and not _refused(trial):
+                    self._points.append(row)
+                    self._values.append(trial.values[self._accuracy])
+
+    def _price(self, indices: Indices) -> tuple[Array, NDArray[np.bool_]]:
+        columns = self._pricer.columns(indices)
+        past = excesses(self._caps, columns)
+        keeps = np.all([each <= 0 for each in past.values()], axis=0) if past else np.ones(len(indices), bool)
+        return np.column_stack([columns[each.column] for each in self._costs]), keeps
+
+
+def _refused(trial: FrozenTrial) -> bool:
+    return any(value > 0 for value in trial.constraints.values())

@@ -142,7 +142,7 @@ def best(
     }
     caps = {name: limit for name, limit in asked.items() if limit is not None}
     with opened(storage, experiment, device, runtime) as (archive, profile):
-        member = query.best(archive, profile, caps)
+        member = query.best(archive, profile, caps).member
         if as_json:
             screen.print_json(query.as_json(member, archive, profile))
         else:

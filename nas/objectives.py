@@ -75,8 +75,19 @@ class Objective:
 
 def three_digits(number: float) -> str:
     """A number to three digits, and never with an exponent."""
-    digits = max(0, 2 - math.floor(math.log10(abs(number)))) if number and math.isfinite(number) else 0
-    return f"{number:.{digits}f}"
+    return f"{number:.{_decimals(number)}f}"
+
+
+def three_digits_up(number: float) -> str:
+    """A number to three digits that is not below it: as a cap it lets in what has the number."""
+    decimals = _decimals(number)
+    shown = math.ceil(number * 10**decimals) / 10**decimals
+    return f"{shown if shown >= number else shown + 10**-decimals:.{decimals}f}"
+
+
+def _decimals(number: float) -> int:
+    rounded = abs(float(f"{number:.2e}"))  # 0.99999 has the digits of 1
+    return max(0, 2 - math.floor(math.log10(rounded))) if number and math.isfinite(number) else 0
 
 
 def _minimise(

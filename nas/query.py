@@ -11,12 +11,14 @@ from cost_models.models import cost_model
 from hardware_profiles import Profile
 from hardware_profiles.catalog import called
 from nas.archive import DIVERGED, Archive, Evaluation
+from nas.asked import Asked, Rule
+from nas.choice import Choice, choose, meeting, ranking_proxy
 from nas.errors import NasError
-from nas.objectives import CAPS, OBJECTIVES, Accuracy, objectives_of, violations
+from nas.objectives import Accuracy, objectives_of
 from nas.placement import pricer as placed_pricer
-from nas.proxies import PROXIES
 from nas.search import front_of
-from search_spaces import unknown
+from search_spaces import VLMConfig, unknown
+from search_spaces.systems import quant_of
 
 
 def is_own(archive: Archive, profile: Profile) -> bool:
@@ -48,30 +50,32 @@ def front(archive: Archive, profile: Profile | None = None) -> list[Evaluation]:
     if profile is not None and not is_own(archive, profile):
         known = on_device(archive, known, profile)
     else:
-        fit = [e for e in known if not violations(_judged(experiment.caps, known), e.cost, e.accuracy)]
-        if known and not fit:
-            raise NasError(f"no evaluated model meets {_told(experiment.caps)}; {_nearest(known, experiment.caps)}")
-        known = fit
+        known = known and meeting(known, _judged(experiment.caps, known))
     found = front_of(known, experiment.objectives)
     if not found:
         raise NasError(f"the front of {archive.experiment.name!r} is empty: {_why_empty(archive)}")
     return found
 
 
-def best(archive: Archive, profile: Profile, caps: Mapping[str, float]) -> Evaluation:
-    """The most accurate evaluation that meets the caps, the quicker of equals; none raises NasError with what would."""
+def best(archive: Archive, profile: Profile, caps: Mapping[str, float], asked: Asked | None = None) -> Choice:
+    """The evaluation that meets the caps and is asked for, and why; by default the most accurate.
+
+    None that meets them raises NasError with what would. What is chosen from the front, as `front` has it, meets the
+    experiment's caps too.
+    """
+    asked, experiment = asked or Asked(), archive.experiment
     known = on_device(archive, archive.best_known(), profile)
     if not known:
         front(archive)
     if _judged(caps, known) != caps:
         raise NasError(
             f"min_accuracy = {caps['min_accuracy']:g} cannot be judged: scores of the proxy "
-            f"{_accuracy(known[0]).proxy} only rank; let the search train models (proxy: promote), or leave it away"
+            f"{ranking_proxy(known)} only rank; let the search train models (proxy: promote), or leave it away"
         )
-    fit = [e for e in known if not violations(caps, e.cost, e.accuracy)]
-    if not fit:
-        raise NasError(f"no evaluated model on {profile.name} meets {_told(caps)}; {_nearest(known, caps)}")
-    return max(fit, key=lambda e: (_accuracy(e).value, -e.cost.latency_s))
+    if asked.rule in (Rule.KNEE, Rule.NEAR) and is_own(archive, profile):
+        held = {cap: limit for cap, limit in _judged(experiment.caps, known).items() if cap not in caps}
+        known = meeting(known, held)
+    return choose(known, caps, asked, experiment.objectives, where=f" on {profile.name}")
 
 
 def find(archive: Archive, config_id: str) -> Evaluation:
@@ -90,14 +94,26 @@ def find(archive: Archive, config_id: str) -> Evaluation:
 
 def describe(evaluation: Evaluation, archive: Archive) -> str:
     """The model in words: encoder, projector, decoder."""
-    config = evaluation.config(archive.experiment)
-    vision, language = config.vision, config.language
-    encoder = "ViT" if vision.family == "vit" else vision.family
+    told = parts(evaluation.config(archive.experiment))
     away = f"; cut: {evaluation.cost.away.cut}" if evaluation.cost.away else ""
     return (
-        f"{encoder} {vision.depth}x{vision.width} at {vision.image_px} px, {config.projector.kind} to "
-        f"{config.image_tokens} tokens, decoder {language.depth}x{language.width}{away}"
+        f"{told['encoder']} at {told['image_px']} px, {told['projector']} to {told['image_tokens']} tokens, "
+        f"decoder {told['decoder']}{away}"
     )
+
+
+def parts(config: VLMConfig) -> dict[str, Any]:
+    """What a model is made of: encoder and decoder as depth x width."""
+    vision, language = config.vision, config.language
+    encoder = "ViT" if vision.family == "vit" else vision.family
+    return {
+        "encoder": f"{encoder} {vision.depth}x{vision.width}",
+        "image_px": vision.image_px,
+        "projector": config.projector.kind,
+        "image_tokens": config.image_tokens,
+        "decoder": f"{language.depth}x{language.width}",
+        "precision": quant_of(config),
+    }
 
 
 def as_json(evaluation: Evaluation, archive: Archive, profile: Profile) -> dict[str, Any]:
@@ -171,31 +187,5 @@ def placement_json(cost: RequestCost) -> dict[str, Any] | None:
 
 def _judged(caps: Mapping[str, float], known: Sequence[Evaluation]) -> dict[str, float]:
     """The caps without those on accuracy where only scores that rank are known: they are no accuracies."""
-    scored = any(_only_ranks(_accuracy(e).proxy) for e in known)
+    scored = ranking_proxy(known) is not None
     return {cap: limit for cap, limit in caps.items() if not (scored and cap == "min_accuracy")}
-
-
-def _only_ranks(proxy: str) -> bool:
-    """Whether a proxy's estimate is no share of right answers; of one that another release had nobody knows."""
-    return proxy not in PROXIES or PROXIES[proxy].ranks_only
-
-
-def _accuracy(evaluation: Evaluation) -> Accuracy:
-    if evaluation.accuracy is None:
-        raise NasError(f"{evaluation.id} has no accuracy")
-    return evaluation.accuracy
-
-
-def _told(caps: Mapping[str, float]) -> str:
-    return " and ".join(f"{name} = {limit:g}" for name, limit in caps.items())
-
-
-def _nearest(known: Sequence[Evaluation], caps: Mapping[str, float]) -> str:
-    """For each cap on its own, the best value that any evaluated model reaches."""
-    reached = []
-    for cap in caps:
-        bounded = OBJECTIVES[CAPS[cap]]
-        pick = min if bounded.sign > 0 else max
-        value = pick(bounded.value(e.cost, e.accuracy) for e in known) * bounded.scale
-        reached.append(f"{cap} {value:.3g}")
-    return f"the nearest reachable, each on its own: {', '.join(reached)}"

@@ -53,6 +53,20 @@ def with_quant(config: _Config, quant: str) -> _Config:
     return dataclasses.replace(config, **scheme(quant))
 
 
+def quant_of(config: VLMConfig) -> str:
+    """The name of a config's scheme; of one that QUANTS lacks, its precisions in the order of the phases."""
+    own = (
+        config.precision,
+        config.vision_precision or config.precision,
+        config.projector_precision or config.precision,
+    )
+    for name, sets in QUANTS.items():
+        weights = sets["precision"]
+        if own == (weights, sets.get("vision_precision", weights), sets.get("projector_precision", weights)):
+            return name
+    return "/".join((own[1], own[2], own[0]))
+
+
 @lru_cache
 def scheme(quant: str) -> Mapping[str, Any]:
     """What a scheme of QUANTS sets of a config; an unknown one raises ConfigError."""

@@ -130,13 +130,15 @@ def test_a_cap_on_accuracy_is_not_judged_by_scores_that_only_rank(tmp_path: Path
         stored(archive, name, [0.3, 0.7, 0.5])
         profile = load("raspberry-pi-5")
         if name in shares:
-            assert query.best(archive, profile, {"min_accuracy": 0.6}).accuracy == Accuracy(0.7, name, proxy.basis)
+            assert query.best(archive, profile, {"min_accuracy": 0.6}).member.accuracy == Accuracy(
+                0.7, name, proxy.basis
+            )
             with pytest.raises(NasError, match=r"meets min_accuracy = 0.8; .* min_accuracy 0.7"):
                 query.best(archive, profile, {"min_accuracy": 0.8})
         else:
             with pytest.raises(NasError, match=f"min_accuracy = 0.6 cannot be judged: scores of the proxy {name} only"):
                 query.best(archive, profile, {"min_accuracy": 0.6, "max_latency_ms": 1e6})
-            assert query.best(archive, profile, {"max_latency_ms": 1e6}).accuracy
+            assert query.best(archive, profile, {"max_latency_ms": 1e6}).member.accuracy
         archive.close()
 
 
@@ -226,7 +228,7 @@ def test_what_diverges_is_on_no_front_and_is_told(tmp_path: Path, monkeypatch: p
     assert {path.stem for path in (tmp_path / "weights").glob("*")} == well
     assert {e.id for e in archive.best_known()} == (well or {e.id for e in archive.evaluations("cheap")} - chosen)
     profile = load("raspberry-pi-4")
-    known = [*query.front(archive), query.best(archive, profile, {})]
+    known = [*query.front(archive), query.best(archive, profile, {}).member]
     assert not failed & {e.id for e in known}
     stored = archive.study("dear").best_trials
     assert {json.loads(trial.user_attrs["evaluation"])["id"] for trial in stored} <= well

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nas.commands.bench import bench_app
+from nas.commands.choose import best, compare, front
 from nas.commands.device import device_app
 from nas.commands.opened import opened
 from nas.commands.options import (
@@ -86,69 +87,15 @@ def search(
             front = [evaluation_json(member, archive, profile) for member in outcome.front]
             screen.print_json({"front": front, "report": str(outcome.report), "seconds": outcome.seconds})
             return
-        _show_front(outcome.front, archive, profile, SHOWN_MEMBERS)
+        screen.show_front(outcome.front, archive, profile, SHOWN_MEMBERS)
     spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())
     screen.out.print(f"time: {spent}", markup=False)
     screen.out.print(f"report: {outcome.report.resolve()}", markup=False, soft_wrap=True)
 
 
-@app.command()
-def front(
-    storage: Storage = DEFAULT_STORAGE,
-    experiment: Name = None,
-    device: Device = None,
-    runtime: Runtime = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the front of a stored experiment, priced for any device."""
-    from nas import query, screen
-
-    with opened(storage, experiment, device, runtime) as (archive, profile):
-        members = query.front(archive, profile)
-        if as_json:
-            screen.print_json([query.as_json(member, archive, profile) for member in members])
-        else:
-            _show_front(members, archive, profile)
-
-
-@app.command()
-def best(
-    storage: Storage = DEFAULT_STORAGE,
-    experiment: Name = None,
-    device: Device = None,
-    runtime: Runtime = None,
-    max_latency_ms: float | None = None,
-    max_ttft_ms: float | None = None,
-    max_decode_ms: float | None = None,
-    max_memory_mb: float | None = None,
-    max_energy_mj: float | None = None,
-    max_parameters_m: float | None = None,
-    max_sent_mb: float | None = None,
-    min_accuracy: float | None = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the most accurate stored model that keeps within the caps on a device."""
-    from nas import query, screen
-
-    asked = {
-        "max_latency_ms": max_latency_ms,
-        "max_ttft_ms": max_ttft_ms,
-        "max_decode_ms": max_decode_ms,
-        "max_memory_mb": max_memory_mb,
-        "max_energy_mj": max_energy_mj,
-        "max_parameters_m": max_parameters_m,
-        "max_sent_mb": max_sent_mb,
-        "min_accuracy": min_accuracy,
-    }
-    caps = {name: limit for name, limit in asked.items() if limit is not None}
-    with opened(storage, experiment, device, runtime) as (archive, profile):
-        member = query.best(archive, profile, caps).member
-        if as_json:
-            screen.print_json(query.as_json(member, archive, profile))
-        else:
-            title = f"best of {archive.experiment.name} on {profile.full_title}"
-            screen.out.print(screen.detail_table(member, archive, profile, title))
-            screen.out.print(screen.basis_line([member], archive, profile), markup=False)
+app.command()(front)
+app.command()(best)
+app.command()(compare)
 
 
 @app.command()
@@ -361,18 +308,3 @@ def _one_line(
     if _is_own(category):
         return f"nas: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
-
-
-def _show_front(found: list[Any], archive: Any, profile: Any, most: int | None = None) -> None:
-    """A front, or `most` of its members from the first to the last."""
-    from nas import screen
-
-    members = found
-    if most and len(found) > most:
-        members = [found[round(at * (len(found) - 1) / (most - 1))] for at in range(most)]
-    title = f"front of {archive.experiment.name} on {profile.full_title}"
-    screen.out.print(screen.front_table(members, archive, profile, title))
-    screen.out.print(screen.front_models(members, archive), markup=False)
-    screen.out.print(screen.basis_line(members, archive, profile), markup=False)
-    if len(members) < len(found):
-        screen.out.print(f"{len(members)} of {len(found)} models; nas front shows all", markup=False)

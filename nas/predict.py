@@ -120,6 +120,11 @@ def config_of(text: str, storage: str, experiment: str | None) -> Described:
             return find(archive, text).config(archive.experiment)
         finally:
             archive.close()
+    return read_config(path)
+
+
+def read_config(path: Path) -> Described:
+    """The config in a JSON file; another file raises NasError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

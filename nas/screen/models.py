@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from nas.beside import Standing
 
 
-def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profile, title: str) -> Table:
-    """One row a member: accuracy, latency with what was measured beside it, memory, parameters, where it is cut."""
+def front_table(
+    members: Sequence[Evaluation], archive: Archive, profile: Profile, title: str, knee: Evaluation | None = None
+) -> Table:
+    """One row a member: accuracy, latency with what was measured beside it, memory, parameters, where it is cut.
+
+    The row of the `knee`, if there is one, is marked in a column of its own.
+    """
     from nas.objectives import OBJECTIVES
     from nas.query import is_own
 
@@ -23,6 +28,8 @@ def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profil
     table.add_column("id", no_wrap=True)
     for heading in ("accuracy", "predicted", "measured", "error", "memory", "params", *(("cut", "sent") * placed)):
         table.add_column(heading, justify="right", no_wrap=True)
+    if knee:
+        table.add_column("", no_wrap=True)
     for member in members:
         measured = archive.measured(member.id) if own else None
         beside = ("-", "-")
@@ -34,7 +41,9 @@ def front_table(members: Sequence[Evaluation], archive: Archive, profile: Profil
             for name in ("accuracy", "latency", "peak_memory", "parameters")
         )
         away = (a.cut.value, OBJECTIVES["sent"].show(a.sent.total_bytes)) if (a := member.cost.away) else ()
-        table.add_row(member.id, accuracy, latency, *beside, memory, parameters, *away)
+        mark = ("knee" if member is knee else "",) if knee else ()
+        row = (member.id, accuracy, latency, *beside, memory, parameters, *away, *mark)
+        table.add_row(*row, style="bold" if member is knee else None)
     return table
 
 

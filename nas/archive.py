@@ -10,34 +10,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from cost_models.cost import Away, Cost, Memory, RequestCost
 from hardware_profiles import Basis
 from nas.errors import NasError
 from nas.experiment import Experiment, parse_experiment
 from nas.objectives import OBJECTIVES, Accuracy, objective
+from nas.processes import this_process
+from nas.storage import close, open_storage
 from search_spaces import SPACES, Point, VLMConfig, unknown
 from search_spaces.placement import Cut, Sent
 
-DEFAULT_STORAGE = "sqlite:///runs/nas.db"
 #: Among what an evaluation was refused for: its training left the finite numbers.
 DIVERGED = "diverged"
 _EVALUATION, _EXPERIMENT, _MEASURED = "evaluation", "experiment", "measured:"
+_OWNER, _FINISHED = "owner", "finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +107,7 @@ class Archive:
 
     def __init__(self, storage: BaseStorage, experiment: Experiment) -> None:
         self.storage, self.experiment = storage, experiment
+        self._studies: dict[str, optuna.Study] = {}
 
     @classmethod
     def create(cls, url: str, experiment: Experiment) -> Archive:
@@ -157,15 +156,54 @@ class Archive:
 
     def study(self, fidelity: str, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
         """The Optuna study of a fidelity, made where it is missing."""
-        directions = [OBJECTIVES[name].direction for name in self.experiment.objectives]
+        if sampler is None and fidelity in self._studies:
+            return self._studies[fidelity]
+        name = f"{self.experiment.name}/{fidelity}"
         with _quiet():
-            return optuna.create_study(
-                study_name=f"{self.experiment.name}/{fidelity}",
-                storage=self.storage,
-                directions=directions,
-                sampler=sampler,
-                load_if_exists=True,
-            )
+            try:
+                study = optuna.load_study(study_name=name, storage=self.storage, sampler=sampler)
+            except KeyError:
+                directions = [OBJECTIVES[name].direction for name in self.experiment.objectives]
+                study = optuna.create_study(
+                    study_name=name,
+                    storage=self.storage,
+                    directions=directions,
+                    sampler=sampler,
+                    load_if_exists=True,  # another process may have been quicker
+                )
+        if sampler is None:
+            self._studies[fidelity] = study
+        return study
+
+    def begin(self, study: optuna.Study, point: Point | None = None) -> optuna.Trial:
+        """A trial of this process, at `point` or where the study's sampler will have it.
+
+        As Study.ask, but that it has its owner from the first record on: a trial whose owner is dead is left to others.
+        """
+        choices = distributions(self.experiment)
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(point) if point else {},
+            distributions=dict(choices) if point else {},
+            user_attrs={_OWNER: this_process()},
+        )
+        number = study._storage.create_new_trial(study._study_id, template_trial=template)
+        study._thread_local.cached_all_trials = None  # as ask does: the sampler is to see what others told
+        trial = optuna.Trial(study, number)
+        for name, choice in choices.items():
+            trial.suggest_categorical(name, choice.choices)
+        return trial
+
+    @staticmethod
+    def owner(trial: FrozenTrial) -> dict[str, Any] | None:
+        """The process that began a trial; None of an older release's."""
+        return trial.user_attrs.get(_OWNER)
+
+    @staticmethod
+    def stored(trial: FrozenTrial) -> dict[str, Any] | None:
+        """The JSON form of a trial's evaluation; None where it has none."""
+        found = trial.user_attrs.get(_EVALUATION)
+        return None if found is None else json.loads(found)
 
     def trials(self, fidelity: str) -> list[FrozenTrial]:
         """Finished trials of a fidelity, oldest first."""
@@ -176,8 +214,9 @@ class Archive:
         """Evaluations of a fidelity, oldest first, each config once; refused ones included."""
         found: dict[str, Evaluation] = {}
         for trial in self.trials(fidelity):
-            if _EVALUATION in trial.user_attrs:
-                evaluation = Evaluation.from_dict(json.loads(trial.user_attrs[_EVALUATION]))
+            data = self.stored(trial)
+            if data is not None:
+                evaluation = Evaluation.from_dict(data)
                 found.setdefault(evaluation.id, evaluation)
         return list(found.values())
 
@@ -216,59 +255,19 @@ class Archive:
         """Keep what was measured of a config."""
         self.study("dear").set_user_attr(_MEASURED + config_id, dict(record))
 
+    def finished(self) -> dict[str, Any] | None:
+        """What the last run asked that came to its end, as it was recorded."""
+        found = self.study("cheap").user_attrs.get(_FINISHED)
+        return dict(found) if found else None
+
+    def record_finished(self, asked: Mapping[str, Any]) -> None:
+        """Keep what a run asked that has come to its end."""
+        self.study("cheap").set_user_attr(_FINISHED, dict(asked))
+
 
 def distributions(experiment: Experiment) -> dict[str, CategoricalDistribution]:
     """Optuna's form of the choices that are searched."""
     return {name: CategoricalDistribution(values) for name, values in experiment.searched.choices.items()}
-
-
-def open_storage(url: str, create: bool) -> BaseStorage:
-    """An Optuna storage by URL; a broken, foreign or missing one raises NasError and is left as it is."""
-    if url.startswith("sqlite:///"):
-        _check_sqlite(Path(url.removeprefix("sqlite:///")), url, create)
-    try:
-        if not url.startswith("sqlite"):
-            return RDBStorage(url)
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        event.listen(storage.engine, "connect", _write_ahead)
-        storage.engine.dispose()
-        return storage
-    except (ArgumentError, ImportError) as error:
-        first = str(error).splitlines()[0]
-        raise NasError(f"{url!r} is not a storage URL such as {DEFAULT_STORAGE} ({first})") from None
-    except (OperationalError, RuntimeError, SQLAlchemyError) as error:
-        raise NasError(f"{url}: the storage cannot be opened ({str(error).splitlines()[0]})") from None
-
-
-def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
-    # A killed process loses nothing in this mode, and a commit waits for no disk: a trial is some twenty commits.
-    connection.execute("pragma journal_mode = wal")
-    connection.execute("pragma synchronous = normal")
-
-
-def close(storage: BaseStorage) -> None:
-    """Give the connections of a storage back."""
-    storage.remove_session()
-    if isinstance(storage, RDBStorage):
-        storage.engine.dispose()
-
-
-def _check_sqlite(path: Path, url: str, create: bool) -> None:
-    if not path.exists():
-        if not create:
-            raise NasError(f"{url} does not exist; run `nas search` first, or give --storage")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return
-    try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        try:
-            tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise NasError(f"{path}: not a readable SQLite file ({error}); give another --storage") from None
-    if tables and not {"studies", "trials", "version_info"} <= tables:
-        raise NasError(f"{path}: a SQLite file of another program ({', '.join(sorted(tables)[:3])}); give another one")
 
 
 def _stored_experiments(storage: BaseStorage) -> dict[str, Experiment]:

@@ -146,7 +146,8 @@ class Pricer:
             for component, _, config in missing
         ]
         groups = {group for phases in counted for _, found in phases for group, _ in found}
-        self._learn_groups(groups - self._groups.keys())
+        # not groups - self._groups.keys(): that walks through all that are known
+        self._learn_groups({group for group in groups if group not in self._groups})
         for (component, key, config), phases in zip(missing, counted, strict=True):
             self._known[component][key] = len(self._parts[component])
             for phase, found in phases:

@@ -65,6 +65,9 @@ def search(
         int | None, typer.Option(min=1, help="Candidates to score; the experiment's own by default.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the sampler; the experiment's own by default.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that search; the experiment's own by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment, or go on with it; ends with the front, measured, and a report."""
@@ -81,6 +84,7 @@ def search(
             asked.trials if trials is None else trials,
             asked.seed if seed is None else seed,
             progress,
+            asked.workers if workers is None else workers,
         )
     with opened(storage, asked.name) as (archive, profile):
         if as_json:

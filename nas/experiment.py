@@ -162,6 +162,7 @@ class Experiment(_Strict):
     caps: dict[str, Annotated[float, Field(gt=0)]] = {}
     sampler: Literal["cost_aware", "nsga2", "random", "tpe"] = "nsga2"
     trials: Positive = 150
+    workers: Positive = 1
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     proxy: ProxySpec = ProxySpec()
     data: DataSpec = DataSpec()
@@ -238,7 +239,7 @@ class Experiment(_Strict):
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when a stored experiment is continued; budgets may grow."""
-        free = {"trials", "seed", "measure", "timed_kernels", "caps", "sampler"}
+        free = {"trials", "workers", "seed", "measure", "timed_kernels", "caps", "sampler"}
         data = self.model_dump(mode="json", exclude=free)
         between = [{"proxy": rung.proxy, "steps": rung.steps} for rung in self.proxy.between]
         data["proxy"] = {

@@ -15,11 +15,12 @@ from typing import Any
 
 from optuna.samplers import RandomSampler
 
-from nas.archive import DIVERGED, Archive, Evaluation, distributions
+from nas.archive import DIVERGED, Archive, Evaluation
 from nas.experiment import Rung
 from nas.objectives import Accuracy, violations
 from nas.proxies import PROXIES
-from nas.search import FrontTracker, Progress, drop_unfinished, promotion_order
+from nas.search import Progress, promotion_order
+from nas.tally import FrontTracker, drop_unfinished
 from search_spaces import VLMConfig
 
 
@@ -72,8 +73,7 @@ def _note(tracker: FrontTracker, done: Iterable[Evaluation]) -> str:
 
 def _finish(archive: Archive, fidelity: str, name: str, below: Evaluation, outcome: dict[str, Any]) -> Evaluation:
     study, by = archive.study(fidelity, RandomSampler()), PROXIES[name]
-    study.enqueue_trial(dict(below.point))
-    trial = study.ask(dict(distributions(archive.experiment)))
+    trial = archive.begin(study, below.point)
     value = outcome.pop("accuracy")
     accuracy = None if value is None else Accuracy(value, by.name, by.basis)
     refused = () if accuracy else (DIVERGED,)
@@ -86,8 +86,8 @@ def _finish(archive: Archive, fidelity: str, name: str, below: Evaluation, outco
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh processes of one thread each that die with this one and leave Ctrl-C to it."""
     context = multiprocessing.get_context("spawn")
-    with _one_thread_each():
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+    with one_thread_each():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
         try:
             yield pool
             pool.shutdown()
@@ -99,7 +99,8 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
+    """Processes that are started meanwhile compute with one thread each."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -113,7 +114,8 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _begin_worker() -> None:
+def begin_worker() -> None:
+    """Make this process a worker: it ends with its parent and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -10,7 +12,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from nas import pareto
-from nas.archive import Archive, Evaluation, distributions
+from nas.archive import Archive, Evaluation
 from nas.candidate import Pricer
 from nas.errors import NasError
 from nas.experiment import Experiment
@@ -19,10 +21,15 @@ from nas.placement import PlacedPricer
 from nas.pricing import tabled
 from nas.proxies import proxy
 from nas.samplers import SAMPLERS, Task
+from nas.tally import Tally, drop_unfinished
 from search_spaces import Point, SearchSpace, Value, VLMConfig
 
 #: A search gives up after so many refused candidates for each one wanted.
 REFUSED_LIMIT = 200
+#: Seeds of workers, apart from those that a search which goes on takes.
+_SEEDS_APART = 1_000_003
+#: How often progress is told, and the archive asked whether others are done.
+_TELL_S = 0.5
 
 
 class Progress(Protocol):
@@ -72,82 +79,62 @@ def search(
     seed: int,
     adapt: Callable[[VLMConfig], VLMConfig],
     progress: Progress,
+    worker: int = 0,
 ) -> None:
     """Evaluate with the cheap proxy until `trials` candidates are in the archive; continues where it was stopped.
 
     `adapt` fits a config to the data (its vocabulary). No config is evaluated twice: a sampler's repetition is
-    dropped and an unseen neighbour takes its place.
+    dropped and an unseen neighbour takes its place. Other processes may search on the same archive at the same time,
+    each with another number as `worker`: together they evaluate `trials`, and one more for each other process at most.
     """
     experiment = archive.experiment
     space, cheap = experiment.searched, proxy(experiment.proxy.cheap, "cheap")
     caps = _caps(experiment, pricer)
     score = cheap.load()
-    drop_unfinished(archive, "cheap")
+    left = drop_unfinished(archive, "cheap")
     started = len(archive.trials("cheap"))
     task = Task(tabled(space, pricer), experiment.objectives, caps)
-    study = archive.study("cheap", SAMPLERS[experiment.sampler](seed + started, task))
-    rng = random.Random(f"{seed}/{started}")
-    known = {evaluation.id: evaluation for evaluation in archive.evaluations("cheap")}
-    choices = distributions(experiment)
+    study = archive.study("cheap", SAMPLERS[experiment.sampler](seed + started + worker * _SEEDS_APART, task))
+    rng = random.Random(f"{seed}/{started}/{worker}" if worker else f"{seed}/{started}")
+    tally = Tally(archive, study, space.choices, lambda point: adapt(space.decode(point)).id)
+    tally.left += left
 
     def seen(point: Point) -> bool:
-        return adapt(space.decode(point)).id in known
+        return tally.taken(adapt(space.decode(point)).id)
 
-    tracker = FrontTracker(experiment)
-    for evaluation in known.values():
-        tracker.add(evaluation)
-    refused = sum(bool(evaluation.refused) for evaluation in known.values())
-    while len(known) - refused < trials and len(known) < space.size:
-        progress("search", len(known) - refused, trials, tracker.note(refused))
-        trial = study.ask(dict(choices))
+    told_s = -math.inf
+    while tally.accepted < trials and len(tally.known) < space.size:
+        if time.monotonic() - told_s > _TELL_S:
+            progress("search", tally.accepted, trials, tally.front.note(tally.refused))
+            told_s = time.monotonic()
+        if len(tally.known | tally.claimed) >= space.size:  # the last configs are at other workers
+            if not tally.waits():
+                break
+            time.sleep(_TELL_S)
+            tally.look()
+            continue
+        trial = archive.begin(study, tally.left.pop() if tally.left else None)
         config = adapt(space.decode(trial.params))
-        if config.id in known:
+        tally.look()
+        if tally.taken(config.id, trial.number):
             study.tell(trial, state=TrialState.FAIL)
-            study.enqueue_trial(_unseen_neighbour(trial.params, space, seen, rng))
+            tally.look()
+            if len(tally.known | tally.claimed) < space.size:
+                tally.left.append(_unseen_neighbour(trial.params, space, seen, rng))
             continue
         cost = pricer.price(config)
         broken = violations(caps, cost, None)
         detail = {"vocabulary": config.language.vocabulary}
         if broken:
-            refused += 1
             evaluation = Evaluation(config.id, trial.params, cost, None, tuple(v.cap for v in broken), detail)
-            if refused > REFUSED_LIMIT * trials:
-                raise NasError(f"{refused} candidates in a row broke the caps: {_told(broken)}")
+            if tally.refused >= REFUSED_LIMIT * trials:
+                raise NasError(f"{tally.refused + 1} candidates in a row broke the caps: {_told(broken)}")
         else:
             accuracy = Accuracy(score(config, experiment.seed), cheap.name, cheap.basis)
             evaluation = Evaluation(config.id, trial.params, cost, accuracy, detail=detail)
         archive.record("cheap", trial, evaluation, penalty=sum(violation.excess for violation in broken))
-        known[config.id] = evaluation
-        tracker.add(evaluation)
-    progress("search", len(known) - refused, trials, tracker.note(refused))
-
-
-class FrontTracker:
-    """Front and hypervolume as evaluations come in; the hypervolume is relative to the worst values seen so far."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self._names = experiment.objectives
-        self._rows: list[list[float]] = []
-
-    def add(self, evaluation: Evaluation) -> None:
-        """Take an evaluation in; refused ones are passed over."""
-        if not evaluation.refused:
-            self._rows.append(evaluation.minimised(self._names))
-
-    def state(self) -> tuple[int, float]:
-        """Size of the front and its share of the box between best and worst values seen."""
-        if not self._rows:
-            return 0, 0.0
-        values = np.asarray(self._rows)
-        low, high = values.min(0), values.max(0)
-        scaled = (values - low) / np.where(high > low, high - low, 1.0)
-        kept = scaled[pareto.front(scaled)]
-        return len(kept), pareto.hypervolume(kept, [1.0] * values.shape[1])
-
-    def note(self, refused: int = 0) -> str:
-        """For the progress bar."""
-        size, volume = self.state()
-        return f"front {size}, hypervolume {volume:.3f}" + (f", refused {refused}" if refused else "")
+        tally.look()
+    progress("search", tally.accepted, max(trials, tally.accepted), tally.front.note(tally.refused))
 
 
 def promotion_order(evaluations: Sequence[Evaluation], names: tuple[str, ...], count: int) -> list[Evaluation]:
@@ -182,13 +169,6 @@ def front_of(evaluations: Sequence[Evaluation], names: tuple[str, ...]) -> list[
     kept = pareto.front(np.asarray([evaluation.minimised(names) for evaluation in fit]))
     axis = next(i for i, name in enumerate(names) if OBJECTIVES[name].sign > 0)
     return sorted((fit[i] for i in kept), key=lambda evaluation: evaluation.values(names)[axis])
-
-
-def drop_unfinished(archive: Archive, fidelity: str) -> None:
-    """Mark what a killed run left behind as failed, so that it is neither counted nor waited for."""
-    study = archive.study(fidelity)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _unseen_neighbour(

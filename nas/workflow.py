@@ -16,7 +16,9 @@ from nas import query
 from nas.archive import Archive, Evaluation
 from nas.experiment import Experiment, Rung
 from nas.placement import pricer as placed_pricer
+from nas.processes import alone, numbered
 from nas.search import Progress, check_caps, search
+from nas.storage import open_storage
 from search_spaces import SPACES, VLMConfig
 
 
@@ -30,12 +32,19 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, progress: Progress) -> Outcome:
-    """Run an experiment, or what is left of it, into the storage at `url` and the files in `folder`."""
+def run(
+    experiment: Experiment, url: str, folder: Path, trials: int, seed: int, progress: Progress, workers: int = 1
+) -> Outcome:
+    """Run an experiment, or what is left of it, into the storage at `url` and the files in `folder`.
+
+    So many `workers` search at the same time, and so do other processes that run the same experiment; what a machine
+    must be quiet for, or one process must write, is done by one of them alone.
+    """
     from nas.measure import measure
     from nas.promotion import promote
     from nas.proxies import evaluation
     from nas.report import write_report
+    from nas.workers import beside
 
     seconds: dict[str, float] = {}
 
@@ -49,28 +58,58 @@ def run(experiment: Experiment, url: str, folder: Path, trials: int, seed: int, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         profile = device(experiment.device)
-        model = timed("kernels", lambda: ready_model(experiment, profile, progress))
+        with alone(folder / "kernels.lock", progress):
+            model = timed("kernels", lambda: ready_model(experiment, profile, progress))
         pricer = placed_pricer(experiment, model, experiment.caps)
         check_caps(experiment, pricer, experiment.seed)
         adapt = timed("data", lambda: _adapted(experiment))
-        timed("search", lambda: search(archive, pricer, trials, seed, adapt, progress))
-        spec, below = experiment.proxy, "cheap"
-        for rung in spec.between:
-            estimate = partial(evaluation.estimate, experiment, folder, rung.proxy, rung.steps)
-            timed(rung.proxy, partial(promote, archive, below, rung, estimate, progress, rung.proxy))
-            below = rung.proxy
-        if spec.promote:
-            last = Rung(proxy=spec.dear, promote=spec.promote, seconds=spec.seconds, steps=spec.steps)
-            estimate = partial(evaluation.estimate, experiment, folder, last.proxy, last.steps)
-            timed("train", partial(promote, archive, below, last, estimate, progress))
-        front = query.front(archive)
-        measured: list[dict[str, Any]] = []
-        here = profile.name == "host" and profile.runtime == TVM and experiment.placement is None
-        if here and experiment.measure:
-            members = front[: experiment.measure]
-            measured = timed("measure", lambda: measure(archive, profile, members, folder, progress))
-        report = timed("report", lambda: write_report(archive, profile, folder / "report.html"))
+
+        def searched() -> None:
+            with (
+                numbered(folder) as number,
+                beside(workers - 1, _search_beside, experiment, url, folder, trials, seed),
+            ):
+                search(archive, pricer, trials, seed, adapt, progress, number)
+
+        timed("search", searched)
+        with alone(folder / "rest.lock", progress) as waited:
+            # a process that waited for another's trainings has no time of its own to spend on more of them
+            if not (waited and archive.finished() == _asked(archive)):
+                spec, below = experiment.proxy, "cheap"
+                for rung in spec.between:
+                    estimate = partial(evaluation.estimate, experiment, folder, rung.proxy, rung.steps)
+                    timed(rung.proxy, partial(promote, archive, below, rung, estimate, progress, rung.proxy))
+                    below = rung.proxy
+                if spec.promote:
+                    last = Rung(proxy=spec.dear, promote=spec.promote, seconds=spec.seconds, steps=spec.steps)
+                    estimate = partial(evaluation.estimate, experiment, folder, last.proxy, last.steps)
+                    timed("train", partial(promote, archive, below, last, estimate, progress))
+            front = query.front(archive)
+            measured: list[dict[str, Any]] = []
+            here = profile.name == "host" and profile.runtime == TVM and experiment.placement is None
+            if here and experiment.measure:
+                members = front[: experiment.measure]
+                measured = timed("measure", lambda: measure(archive, profile, members, folder, progress))
+            report = timed("report", lambda: write_report(archive, profile, folder / "report.html"))
+            archive.record_finished(_asked(archive))
         return Outcome(front, measured, report, seconds)
+    finally:
+        archive.close()
+
+
+def _asked(archive: Archive) -> dict[str, Any]:
+    """What the steps after the search are about: of how many candidates how many are promoted, and for how long."""
+    return {"trials": len(archive.trials("cheap")), "proxy": archive.experiment.proxy.model_dump(mode="json")}
+
+
+def _search_beside(experiment: Experiment, url: str, folder: Path, trials: int, seed: int) -> None:
+    """The step search in a worker: all before it is done, and others show how far it is."""
+    archive = Archive(open_storage(url, create=False), experiment)
+    try:
+        model = cost_model(experiment.cost_model, device(experiment.device))
+        pricer = placed_pricer(experiment, model, experiment.caps)
+        with numbered(folder) as number:
+            search(archive, pricer, trials, seed, _adapted(experiment), lambda *_: None, number)
     finally:
         archive.close()
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 #: Where experiments are kept unless another storage is given.
-DEFAULT_STORAGE = "sqlite:///runs/nas.db"
-Storage = Annotated[str, typer.Option("--storage", help="Optuna storage URL.")]
+DEFAULT_STORAGE = "journal:///runs/nas.journal"
+Storage = Annotated[str, typer.Option("--storage", help="A journal, or Optuna's storage URL.")]
 Name = Annotated[str | None, typer.Option("--experiment", "-e", help="Experiment, where the storage holds several.")]
 Device = Annotated[str | None, typer.Option("--device", "-d", help="A device's name; the experiment's own by default.")]
 Runtime = Annotated[

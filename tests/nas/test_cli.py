@@ -222,7 +222,7 @@ def test_an_unreadable_image_of_the_user_is_named(run: Any, experiment: Callable
     )
     spec = {"source": "llava", "json_file": "data.json", "image_folder": "images"}
     refused(run("search", experiment(data=spec)), "2.png", "unreadable image")
-    assert not (tmp_path / "runs" / "nas.db").exists() or run("front").returncode == 2
+    assert not (tmp_path / "runs" / "nas.journal").exists() or run("front").returncode == 2
 
 
 def test_help_names_every_command(run: Any) -> None:
@@ -250,6 +250,6 @@ def test_empty_front_is_one_clear_line(run: Any, experiment: Callable[..., Path]
     from nas.experiment import read_experiment
 
     (tmp_path / "runs").mkdir()
-    Archive.create(f"sqlite:///{tmp_path}/runs/nas.db", read_experiment(experiment())).close()
+    Archive.create(f"journal:///{tmp_path}/runs/nas.journal", read_experiment(experiment())).close()
     for command in ("front", "best", "report"):
         refused(run(command), "empty")

@@ -78,7 +78,7 @@ def test_a_search_refuses_what_does_not_fit_into_the_device(run: Any, tmp_path: 
     usable = load("raspberry-pi-zero-2w").usable_memory_bytes
     members = json.loads(run("front", "--json").stdout)
     assert members
-    archive = Archive.open(f"sqlite:///{tmp_path}/runs/nas.db", None)
+    archive = Archive.open(f"journal:///{tmp_path}/runs/nas.journal", None)
     evaluations = archive.evaluations("cheap")
     archive.close()
     refused = [e for e in evaluations if e.refused]
@@ -133,7 +133,7 @@ def test_candidates_climb_from_proxy_to_proxy(run: Any, experiment: Any, tmp_pat
     for _ in range(2):  # the second time everything is there
         done = run("search", path, "--json")
         assert done.returncode == 0, done.stderr
-    archive = Archive.open(f"sqlite:///{tmp_path}/runs/nas.db")
+    archive = Archive.open(f"journal:///{tmp_path}/runs/nas.journal")
     try:
         assert archive.fidelities == ("cheap", "naswot", "synflow", "dear")
         by = {fidelity: archive.evaluations(fidelity) for fidelity in archive.fidelities}

@@ -107,7 +107,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory):
         caps={"max_latency_ms": 8},
         workload={"images": 2},
     )
-    url = f"sqlite:///{tmp_path_factory.mktemp('report')}/nas.db"
+    url = f"journal:///{tmp_path_factory.mktemp('report')}/nas.journal"
     made = synthetic(url, experiment, IMPORTANCE_TRIALS[0] + 20, trained=6, measured=3, kind=HOSTILE)
     yield made
     made.close()
@@ -198,7 +198,7 @@ def test_front_figure_holds_the_front(archive: Archive, told: str):
 
 def test_what_is_missing_is_said(tmp_path: Path):
     experiment = Experiment(name="small", device="raspberry-pi-4")
-    archive = synthetic(f"sqlite:///{tmp_path}/nas.db", experiment, 4, trained=0, measured=0)
+    archive = synthetic(f"journal:///{tmp_path}/nas.journal", experiment, 4, trained=0, measured=0)
     text = write_report(archive, load("raspberry-pi-4"), tmp_path / "report.html").read_text(encoding="utf-8")
     archive.close()
     assert "worth training" in text
@@ -208,7 +208,7 @@ def test_what_is_missing_is_said(tmp_path: Path):
 
 
 def test_empty_front_and_bad_path_are_errors(tmp_path: Path, archive: Archive, profile: Profile):
-    empty = Archive.create(f"sqlite:///{tmp_path}/nas.db", Experiment(name="empty", device="raspberry-pi-4"))
+    empty = Archive.create(f"journal:///{tmp_path}/nas.journal", Experiment(name="empty", device="raspberry-pi-4"))
     for write in (lambda: write_report(empty, profile, tmp_path / "x"), lambda: front_picture(empty, tmp_path / "x")):
         with pytest.raises(NasError, match="'empty' is empty"):
             write()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,7 +19,7 @@ import pytest
 
 from cost_models.models import cost_model
 from hardware_profiles import load
-from nas import promotion, query, screen
+from nas import pareto, promotion, query, screen
 from nas.archive import Archive, Evaluation, distributions
 from nas.candidate import Pricer
 from nas.errors import NasError
@@ -33,7 +31,8 @@ from nas.proxies import evaluation as proxy_evaluation
 from nas.proxies.trained import TrainingRecipe
 from nas.report import write_report
 from nas.samplers import SAMPLERS
-from nas.search import FrontTracker, check_caps, front_of, promotion_order, search
+from nas.search import check_caps, front_of, promotion_order, search
+from nas.tally import FrontTracker
 from search_spaces import SPACES, VLMConfig
 
 
@@ -56,7 +55,7 @@ def pricer_of(experiment: Experiment) -> Pricer:
 
 
 def url_in(folder: Path) -> str:
-    return f"sqlite:///{folder}/nas.db"
+    return f"journal:///{folder}/nas.journal"
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
@@ -183,7 +182,7 @@ def test_the_stored_evaluation_is_what_was_evaluated(tmp_path: Path) -> None:
 
 def test_other_settings_under_the_same_name_are_refused(tmp_path: Path) -> None:
     Archive.create(url_in(tmp_path), small()).close()
-    Archive.create(url_in(tmp_path), small(trials=999)).close()  # a larger budget is not another experiment
+    Archive.create(url_in(tmp_path), small(trials=999, workers=3)).close()  # a larger budget is not another experiment
     told = r"begun with other settings \(device: raspberry-pi-4 there, raspberry-pi-5 now\)"
     with pytest.raises(NasError, match=told):
         Archive.create(url_in(tmp_path), small(device="raspberry-pi-5"))
@@ -272,33 +271,60 @@ def test_front_tracker_counts_as_the_front_does(tmp_path: Path) -> None:
         tracker.add(evaluation)
     size, volume = tracker.state()
     assert size == len(front_of(evaluations, experiment.objectives))
+    rows = np.asarray([evaluation.minimised(experiment.objectives) for evaluation in evaluations])
+    scaled = (rows - rows.min(0)) / (rows.max(0) - rows.min(0))
+    assert volume == pytest.approx(pareto.hypervolume(scaled, [1.0] * rows.shape[1]))
     assert 0 < volume <= 1
 
 
-def test_sigkill_loses_no_finished_trial_and_repeats_none(tmp_path: Path, experiment: Callable[..., Path], run) -> None:  # type: ignore[no-untyped-def]
-    path = experiment(trials=400)
-    environment = {**os.environ, "EDGE_VLM_NAS_DATA": str(tmp_path / "data")}
-    command = [sys.executable, "-m", "nas", "search", str(path)]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    url = url_in(tmp_path / "runs")
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        time.sleep(0.2)
-        if (tmp_path / "runs" / "nas.db").is_file() and len(finished(url)) >= 15:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_front_tracker_keeps_equals_and_forgets_the_beaten() -> None:
+    tracker = FrontTracker(small(objectives=["accuracy", "latency", "peak_memory"]))
+    assert tracker.state() == (0, 0.0)
+    for values, size in (
+        ([0.5, 2.0, 2.0], 1),
+        ([0.5, 2.0, 2.0], 2),  # the same twice
+        ([0.5, 2.0, 1.0], 1),  # better than both
+        ([0.4, 3.0, 3.0], 1),  # worse
+        ([0.9, 9.0, 9.0], 2),
+        ([0.9, 1.0, 1.0], 1),
+    ):
+        tracker.add_values(values)
+        assert tracker.state()[0] == size, values
+
+
+@pytest.mark.parametrize("url_in", [url_in, lambda folder: f"sqlite:///{folder}/nas.db"], ids=["journal", "sqlite"])
+def test_sigkill_loses_no_finished_trial_and_repeats_none(url_in: Callable[[Path], str], tmp_path: Path) -> None:
+    """The process kills itself within a trial, the twelfth: its evaluation is written, and it is not told yet."""
+    url = url_in(tmp_path)
+    Archive.create(url, small()).close()
+    code = """
+import os, signal, sys
+import optuna
+from cost_models.models import cost_model
+from hardware_profiles import load
+from nas.archive import Archive
+from nas.candidate import Pricer
+from nas.search import search
+archive, tell = Archive.open(sys.argv[1]), optuna.Study.tell
+def told(study, trial, values=None, **state):
+    if len(archive.trials("cheap")) == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tell(study, trial, values, **state)
+optuna.Study.tell = told
+pricer = Pricer(cost_model("roofline", load(archive.experiment.device)), archive.experiment.workload.workload())
+search(archive, pricer, 60, 0, lambda config: config, lambda *_: None)
+"""
+    assert subprocess.run([sys.executable, "-c", code, url]).returncode == -signal.SIGKILL
     before = finished(url)
-    assert 15 <= len(before) < 400
-    done = run("search", path, "--trials", "60", "--json")
-    assert done.returncode == 0, done.stderr
-    after = finished(url)
-    assert before.items() <= after.items()
-    assert len(after) >= 60
+    assert len(before) == 11
     archive = Archive.open(url)
-    assert len(archive.trials("cheap")) == len(archive.evaluations("cheap"))
+    [under_way] = [trial for trial in archive.study("cheap").get_trials() if trial.state.name == "RUNNING"]
+    search(archive, pricer_of(archive.experiment), 20, 0, same, quiet)
+    evaluations = archive.evaluations("cheap")
+    assert len(archive.trials("cheap")) == len(evaluations) == 20
+    assert evaluations[11].point == under_way.params  # it is not lost either
     archive.close()
-    assert json.loads(done.stdout)["front"]
+    assert before.items() <= finished(url).items()
 
 
 def finished(url: str) -> dict[str, str]:
@@ -312,8 +338,6 @@ def finished(url: str) -> dict[str, str]:
 
 
 def test_hypervolume_never_falls_in_a_fixed_box(tmp_path: Path) -> None:
-    from nas import pareto
-
     experiment = small()
     archive = Archive.create(url_in(tmp_path), experiment)
     search(archive, pricer_of(experiment), 20, 1, same, quiet)

@@ -160,7 +160,7 @@ class Experiment(_Strict):
     workload: WorkloadSpec = WorkloadSpec()
     objectives: tuple[str, ...] = ("accuracy", "latency")
     caps: dict[str, Annotated[float, Field(gt=0)]] = {}
-    sampler: Literal["cost_aware", "nsga2", "random", "tpe"] = "nsga2"
+    sampler: Literal["cost_aware", "gp", "nsga2", "nsga3", "random", "tpe"] = "nsga2"
     trials: Positive = 150
     workers: Positive = 1
     seed: Annotated[int, Field(ge=0, strict=True)] = 0

@@ -20,7 +20,7 @@ from nas.objectives import CAPS, OBJECTIVES, Accuracy, Violation, excesses, viol
 from nas.placement import PlacedPricer
 from nas.pricing import tabled
 from nas.proxies import proxy
-from nas.samplers import SAMPLERS, Task
+from nas.samplers import SAMPLERS, Priced, Task
 from nas.tally import Tally, drop_unfinished
 from search_spaces import Point, SearchSpace, Value, VLMConfig
 
@@ -93,7 +93,7 @@ def search(
     score = cheap.load()
     left = drop_unfinished(archive, "cheap")
     started = len(archive.trials("cheap"))
-    task = Task(tabled(space, pricer), experiment.objectives, caps)
+    task = Task((Priced(tabled(space, pricer), caps),), experiment.objectives)
     study = archive.study("cheap", SAMPLERS[experiment.sampler](seed + started + worker * _SEEDS_APART, task))
     rng = random.Random(f"{seed}/{started}/{worker}" if worker else f"{seed}/{started}")
     tally = Tally(archive, study, space.choices, lambda point: adapt(space.decode(point)).id)

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 
-from nas.pricing import PointPricer, SpacePricer
 from nas.samplers.cost_aware import CostAwareSampler
+from nas.samplers.task import Priced, Task
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a sampler may know of a search beforehand: what every point of its space costs, and which are allowed."""
+def _quiet(make: Callable[..., BaseSampler], **options: Any) -> Callable[[int, Task], BaseSampler]:
+    """A sampler of Optuna's, without its remark that it is an experimental one."""
 
-    pricer: SpacePricer | PointPricer
-    objectives: tuple[str, ...]
-    caps: Mapping[str, float]
+    def made(seed: int, _: Task) -> BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return make(seed=seed, **options)
 
-
-def _multivariate_tpe(seed: int, _: Task) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(multivariate=True, seed=seed)
+    return made
 
 
 #: Every sampler by name; called with a seed and the task.
 SAMPLERS: dict[str, Callable[[int, Task], BaseSampler]] = {
-    "cost_aware": lambda seed, task: CostAwareSampler(seed, task.pricer, task.objectives, task.caps),
-    "nsga2": lambda seed, _: NSGAIISampler(population_size=30, seed=seed),
-    "random": lambda seed, _: RandomSampler(seed=seed),
-    "tpe": _multivariate_tpe,
+    "cost_aware": CostAwareSampler,
+    "gp": _quiet(GPSampler),
+    "nsga2": _quiet(NSGAIISampler, population_size=30),
+    "nsga3": _quiet(NSGAIIISampler, population_size=30),
+    "random": _quiet(RandomSampler),
+    "tpe": _quiet(TPESampler, multivariate=True),
 }
 
-__all__ = ["SAMPLERS", "Task"]
+__all__ = ["SAMPLERS", "Priced", "Task"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.objectives import CAPS, OBJECTIVES, excesses
-from nas.pricing import PointPricer, SpacePricer
 from nas.samplers.design import Design
-from nas.samplers.surrogate import Array
-from search_spaces.space import Indices
+from nas.samplers.task import Task
 
 #: Points that one fit of the accuracy proposes.
 _AT_ONCE = 4
@@ -25,23 +21,16 @@ _AT_ONCE = 4
 class CostAwareSampler(BaseSampler):
     """Models the accuracy, prices everything else: `design.Design` over the trials of a study.
 
-    Trials of other processes are seen when they are asked for, finished or not: none is proposed twice.
+    Trials of other processes are seen when they are asked for, finished or not: none is proposed twice. Parameters that
+    are no choices of the task's space are drawn at random.
     """
 
-    def __init__(
-        self, seed: int, pricer: SpacePricer | PointPricer, objectives: Sequence[str], caps: Mapping[str, float]
-    ) -> None:
-        self._pricer, self._caps = pricer, {cap: limit for cap, limit in caps.items() if CAPS[cap] != "accuracy"}
-        self._costs = [OBJECTIVES[name] for name in objectives if name != "accuracy"]
-        self._accuracy = list(objectives).index("accuracy")
+    def __init__(self, seed: int | None, task: Task) -> None:
+        self._task = task
+        self._accuracy = task.objectives.index("accuracy")
         self._independent = RandomSampler(seed=seed)
-        choices = pricer.space.choices
-        ordered = tuple(
-            all(isinstance(value, int | float) for value in values) and list(values) == sorted(values)
-            for values in choices.values()
-        )
-        sizes = tuple(len(values) for values in choices.values())
-        self._design = Design(sizes, ordered, self._price, np.random.default_rng(seed))
+        self._choices = {name: CategoricalDistribution(values) for name, values in task.space.choices.items()}
+        self._design = Design(task, np.random.default_rng(seed))
         self._queue: list[NDArray[np.intp]] = []
         self._seen: set[bytes] = set()
         self._points: list[NDArray[np.intp]] = []
@@ -56,24 +45,26 @@ class CostAwareSampler(BaseSampler):
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As `BaseSampler.infer_relative_search_space`: every choice of the space."""
         del study, trial
-        return {name: CategoricalDistribution(values) for name, values in self._pricer.space.choices.items()}
+        return dict(self._choices)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """As `BaseSampler.sample_relative`."""
-        del trial, search_space
+        if search_space != self._choices:
+            draw = self._independent.sample_independent
+            return {name: draw(study, trial, name, choice) for name, choice in search_space.items()}
         self._look(study)
         while self._queue and self._queue[0].tobytes() in self._seen:
             self._queue.pop(0)  # another process took it
         if not self._queue:
-            points = np.array(self._points, np.intp).reshape(-1, len(self._design.sizes))
+            points = np.array(self._points, np.intp).reshape(-1, len(self._choices))
             self._queue = list(self._design.propose(points, np.array(self._values), self._seen, _AT_ONCE))
         if not self._queue:
             return {}
         row = self._queue.pop(0)
         self._seen.add(row.tobytes())
-        return self._pricer.space.point(row)
+        return self._task.space.point(row)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -83,27 +74,20 @@ class CostAwareSampler(BaseSampler):
 
     def _look(self, study: Study) -> None:
         """Take in what was evaluated since the last look."""
-        choices = self._pricer.space.choices
         trials = study.get_trials(deepcopy=False)
         finished = True
         for at in range(self._read, len(trials)):
             trial = trials[at]
             finished &= trial.state.is_finished()
-            if set(trial.params) != set(choices):
+            if set(trial.params) != set(self._choices):
                 continue
-            row = self._pricer.space.indices([trial.params])[0]
+            row = self._task.space.indices([trial.params])[0]
             self._seen.add(row.tobytes())
             if finished:
                 self._read = at + 1
                 if trial.state is TrialState.COMPLETE and not _refused(trial):
                     self._points.append(row)
                     self._values.append(trial.values[self._accuracy])
-
-    def _price(self, indices: Indices) -> tuple[Array, NDArray[np.bool_]]:
-        columns = self._pricer.columns(indices)
-        past = excesses(self._caps, columns)
-        keeps = np.all([each <= 0 for each in past.values()], axis=0) if past else np.ones(len(indices), bool)
-        return np.column_stack([columns[each.column] for each in self._costs]), keeps
 
 
 def _refused(trial: FrozenTrial) -> bool:

@@ -1,48 +1,58 @@
 """Which points to evaluate next where costs are known exactly and only the accuracy is modelled.
 
-A pool of points (neighbours of the front, crossovers within it, random ones) is priced; those that break a cap or were
-evaluated are dropped; of the others those are taken whose expected gain of hypervolume is largest, one after the other.
-The gain is an average over directions from the worst corner (Golovin and Zhang, arXiv:2006.04655): along each the front
-reaches so far, and a point with known costs and a normal accuracy beyond it by an expected volume.
+A pool of points (neighbours of the front, crossovers within it, random ones) is priced; those that no device affords or
+that were evaluated are dropped; of the others those are taken whose expected gain is largest, one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.samplers.surrogate import MOST, Array, Surrogate
+from nas.samplers.gain import Gain
+from nas.samplers.surrogate import MOST, Surrogate
+from nas.samplers.task import Array, Task
 from search_spaces.space import Indices
 
-#: (costs to be minimised, (points, costs); whether each point keeps every cap).
-Price = Callable[[Indices], tuple[Array, NDArray[np.bool_]]]
-
 _POOL = 1500
-_DIRECTIONS = 96
-#: Equally likely values of a standard normal.
-_QUANTILES = np.array([-1.28, -0.52, 0.0, 0.52, 1.28])
-_START = 16
+_START = 12
+#: Points whose costs tell what counts as dear.
+_DRAWN = 4000
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Of linear algebra: its matrices are small, and threads that wait for each other cost more than they save."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
 
 
 @dataclass
 class Design:
-    """Proposes rows of indices of a space; `sizes` and `ordered` tell each choice's values, `price` their costs."""
+    """Proposes rows of indices of a task's space."""
 
-    sizes: tuple[int, ...]
-    ordered: tuple[bool, ...]
-    price: Price
+    task: Task
     rng: np.random.Generator
 
     def __post_init__(self) -> None:
-        self._surrogate: Surrogate | None = None
+        choices = self.task.space.choices
+        self.sizes = np.array([len(values) for values in choices.values()])
+        self.ordered = np.array(
+            [
+                all(isinstance(value, int | float) for value in values) and list(values) == sorted(values)
+                for values in choices.values()
+            ]
+        )
+        self._surrogate = Surrogate(self.sizes, self.ordered)
+        self._span: tuple[Array, Array] | None = None
 
     def start(self, points: Indices, seen: set[bytes], count: int) -> Indices:
         """A space-filling set within the caps: each as far from what was evaluated and from the others as can be."""
-        ends = np.array([np.zeros(len(self.sizes), np.intp), np.array(self.sizes) - 1])
-        pool, _ = self._fresh(np.vstack([ends, self._random(2000)]), seen)
+        ends = np.array([np.zeros(len(self.sizes), np.intp), self.sizes - 1])
+        pool, _, _ = self._fresh(np.vstack([ends, self._random(_DRAWN)]), seen)
         places, far = self._places(pool), np.full(len(pool), np.inf)
         for place in self._places(points):
             far = np.minimum(far, np.abs(places - place).sum(1))
@@ -56,70 +66,54 @@ class Design:
         """Up to `count` points that are neither evaluated nor `seen`, the most promising first."""
         if len(points) < _START:
             return self.start(points, seen, count)
-        costs, _ = self.price(points)
-        front = _front(np.column_stack([-accuracy, costs]))
-        pool, priced = self._fresh(self._pool(points, front), seen)
+        with one_thread():
+            return self._promising(points, accuracy, seen, count)
+
+    def _promising(self, points: Indices, accuracy: Array, seen: set[bytes], count: int) -> Indices:
+        costs, kept = self.task.costs(points)
+        gain = Gain(costs, kept, accuracy, *self.span())
+        front = self._on_a_front(gain, costs, kept, accuracy)
+        pool, priced, keeps = self._fresh(self._pool(points, front), seen)
         if not len(pool):
             return self.start(points, seen, count)
-        kept = self._kept(len(points), front)
-        features = self._features(points, costs)
-        low, high = features.min(0), features.max(0)
-        span = np.where(high > low, high - low, 1.0)
-        ordered = np.r_[np.array(self.ordered), np.ones(costs.shape[1], bool)]
-        if self._surrogate is None:
-            self._surrogate = Surrogate(ordered)
-        self._surrogate.fit((features[kept] - low) / span, accuracy[kept])
-        mean, deviation = self._surrogate.predict((self._features(pool, priced) - low) / span)
-        return pool[self._best(accuracy[front], costs[front], mean, deviation, priced, accuracy, costs, count)]
-
-    def _best(
-        self,
-        front_accuracy: Array,
-        front_costs: Array,
-        mean: Array,
-        deviation: Array,
-        priced: Array,
-        accuracy: Array,
-        costs: Array,
-        count: int,
-    ) -> list[int]:
-        """Greedy: the largest expected gain, then the largest beyond it taken at its mean."""
-        worst, best = costs.max(0), costs.min(0)
-        cost_span = np.where(worst > best, worst - best, 1.0)
-        floor, span = accuracy.min(), max(accuracy.max() - accuracy.min(), 1e-12)
-        directions = np.abs(self.rng.standard_normal((_DIRECTIONS, 1 + costs.shape[1]))) + 1e-3
-        directions /= np.linalg.norm(directions, axis=1)[:, None]
-
-        def along_costs(values: Array) -> Array:
-            share = (worst - values) / cost_span
-            found: Array = np.min(share[:, None, :] / directions[None, :, 1:], axis=2)
-            return found
-
-        def along_accuracy(values: Array) -> Array:
-            found: Array = ((values - floor) / span)[..., None] / directions[:, 0]
-            return found
-
-        power = directions.shape[1]
-        reached = np.minimum(along_costs(front_costs), along_accuracy(front_accuracy))
-        reached = np.maximum(reached.max(0), 0.0)
-        bound = along_costs(priced)
-        hopeful = np.minimum(bound, along_accuracy(mean + 2.5 * deviation)) > reached
-        left = np.flatnonzero(hopeful.any(1))
+        known = self._kept(len(points), front)
+        self._surrogate.fit(points[known], accuracy[known])
+        mean, deviation = self._surrogate.predict(pool)
+        affordable = gain.affordable(priced, keeps)
+        hopeful = np.flatnonzero(
+            (affordable & ((mean + 3 * deviation)[None, :, None] > gain.reached[:, None, :])).any((0, 2))
+        )
         chosen: list[int] = []
-        while len(chosen) < count and len(left):
-            gain = np.zeros(len(left))
-            for quantile in _QUANTILES:
-                at = np.minimum(bound[left], along_accuracy(mean[left] + quantile * deviation[left]))
-                gain += np.maximum(np.maximum(at, 0.0) ** power - reached**power, 0.0).mean(1)
-            pick = int(gain.argmax())
-            chosen.append(int(left[pick]))
-            one = left[pick : pick + 1]
-            reached = np.maximum(reached, np.minimum(bound[one], along_accuracy(mean[one]))[0])
-            left = np.delete(left, pick)
-        if len(chosen) < count:  # nothing can improve the front: what is least known
+        while len(chosen) < min(count, len(hopeful)):
+            expected = gain.expected(affordable[:, hopeful], mean[hopeful], deviation[hopeful])
+            best = int(hopeful[expected.argmax()])
+            chosen.append(best)
+            gain.add(affordable[:, best], mean[best])
+            hopeful = hopeful[hopeful != best]
+        if len(chosen) < count:  # nothing can improve the fronts: what is least known
             rest = np.setdiff1d(np.argsort(-deviation), chosen, assume_unique=True)
             chosen += [int(at) for at in rest[: count - len(chosen)]]
-        return chosen
+        return pool[chosen]
+
+    def span(self) -> tuple[Array, Array]:
+        """(least, greatest) of each cost among the points that each device affords, (devices, costs)."""
+        if self._span is None:
+            ends = np.array([np.zeros(len(self.sizes), np.intp), self.sizes - 1])
+            costs, kept = self.task.costs(np.vstack([ends, self._random(_DRAWN)]))
+            fit = [each[keeps] if keeps.any() else each for each, keeps in zip(costs, kept, strict=True)]
+            self._span = np.array([each.min(0) for each in fit]), np.array([each.max(0) for each in fit])
+        return self._span
+
+    def _on_a_front(self, gain: Gain, costs: Array, kept: NDArray[np.bool_], accuracy: Array) -> Indices:
+        """Which evaluated points are on the front of a device."""
+        from nas import pareto
+
+        found = set[int]()
+        for each, keeps in zip(costs, kept, strict=True):
+            which = np.flatnonzero(keeps)
+            if len(which):
+                found |= set(which[pareto.front(np.column_stack([-accuracy, each])[which])].tolist())
+        return np.array(sorted(found), np.intp) if found else np.arange(len(accuracy))
 
     def _kept(self, count: int, front: Indices) -> Indices:
         if count <= MOST:
@@ -132,8 +126,8 @@ class Design:
         parents = points[self.rng.choice(front, _POOL)]
         changed = self.rng.random(parents.shape) < (self.rng.integers(1, 4, (_POOL, 1)) / len(self.sizes))
         near = self.rng.random(parents.shape) < 0.5
-        stepped = np.clip(parents + self.rng.choice([-1, 1], parents.shape), 0, np.array(self.sizes) - 1)
-        moved = np.where(near & np.array(self.ordered), stepped, self._random(_POOL))
+        stepped = np.clip(parents + self.rng.choice([-1, 1], parents.shape), 0, self.sizes - 1)
+        moved = np.where(near & self.ordered, stepped, self._random(_POOL))
         neighbours = np.where(changed, moved, parents)
         others = points[self.rng.choice(front, _POOL)]
         crossed = np.where(self.rng.random(parents.shape) < 0.5, parents, others)
@@ -142,25 +136,15 @@ class Design:
     def _random(self, count: int) -> Indices:
         return self.rng.integers(0, self.sizes, (count, len(self.sizes)))
 
-    def _fresh(self, pool: Indices, seen: set[bytes]) -> tuple[Indices, Array]:
-        """Of a pool each point once that was not seen and keeps the caps, and their costs."""
+    def _fresh(self, pool: Indices, seen: set[bytes]) -> tuple[Indices, Array, NDArray[np.bool_]]:
+        """Of a pool each point once that was not seen and that a device affords, with costs and where they keep."""
         _, first = np.unique(pool, axis=0, return_index=True)
         pool = pool[np.sort(first)]
         pool = pool[[row.tobytes() not in seen for row in pool]]
-        if not len(pool):
-            return pool, np.empty((0, 1))
-        costs, keeps = self.price(pool)
-        return pool[keeps], costs[keeps]
+        costs, kept = self.task.costs(pool)
+        some = kept.any(0)
+        return pool[some], costs[:, some], kept[:, some]
 
     def _places(self, points: Indices) -> Array:
-        found: Array = points / np.maximum(np.array(self.sizes) - 1, 1)
+        found: Array = points / np.maximum(self.sizes - 1, 1)
         return found
-
-    def _features(self, points: Indices, costs: Array) -> Array:
-        return np.column_stack([self._places(points), np.log(np.maximum(costs, 1e-30))])
-
-
-def _front(values: Array) -> Indices:
-    from nas import pareto
-
-    return np.array(pareto.front(values), dtype=np.intp)

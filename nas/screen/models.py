@@ -196,7 +196,7 @@ def beside_table(rows: Sequence[Standing], profile: Profile) -> Table:
         ahead, times = each.ahead, each.times_faster
         table.add_row(
             each.name,
-            each.precision,
+            each.quant,
             f"{each.score.value * 100:.1f}",
             f"{each.cost.latency_s:.2f} s",
             each.member.id[:8] if each.beaten else "none",

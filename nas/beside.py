@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from nas.objectives import Accuracy, objective
 from nas.placement import pricer
 from nas.proxies.published import Score
 from nas.proxies.published_config import lead, mean_score
-from search_spaces import VLMConfig
+from search_spaces import Precision, VLMConfig
 from search_spaces.systems import QUANTS, reference_systems, with_quant
 
 #: The proxy that scores published models and candidates alike.
@@ -24,14 +25,16 @@ PROXY = "published"
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A published model in one precision; `member` of the front beats it in every objective and leads by `ahead`.
+    """A published model in one precision; `member` of the front beats it and leads by `ahead`.
 
-    Where none does, `member` is the one of the front that leads most, whatever it costs, and `beaten` is False.
-    `fastest` is the one that answers soonest of those that score as high, None where none does.
+    It beats what it is no worse than in any objective, and better than in one. Where none does, `member` is the one of
+    the front that leads most, whatever it costs, and `beaten` is False. `fastest` is the one that answers soonest of
+    those that score as high, None where none does.
     """
 
     name: str
     quant: str
+    kv_cache: str | None  # None: as the activations are
     cost: RequestCost
     score: Score
     member: Evaluation
@@ -39,6 +42,11 @@ class Standing:
     ahead: Score
     fits: bool
     fastest: Evaluation | None
+
+    @property
+    def precision(self) -> str:
+        """That of weights and cache, as a table tells it."""
+        return self.quant if self.kv_cache is None else f"{self.quant}, KV {self.kv_cache}"
 
     @property
     def times_faster(self) -> float | None:
@@ -49,16 +57,19 @@ class Standing:
 def standings(front: Sequence[Evaluation], experiment: Experiment, profile: Profile) -> list[Standing]:
     """Every published model in each precision of the experiment's space; none where another proxy scored the front.
 
-    As in the search, all are taken to be trained alike: it is their architectures that are compared.
+    Weights and KV cache have the precisions that candidates may have, so that none loses by a larger cache. As in the
+    search, all are taken to be trained alike: it is their architectures that are compared.
     """
     space = experiment.searched
     if not front or any(member.accuracy is None or member.accuracy.proxy != PROXY for member in front):
         return []
     quants = [quant for quant in space.choices.get("precision", QUANTS) if quant in QUANTS]
+    caches: list[Precision | None] = [Precision(str(cache)) for cache in space.choices.get("kv_cache", ())]
     asked = [
-        (name, str(quant), with_quant(system.config, str(quant)))
+        (name, str(quant), dataclasses.replace(with_quant(system.config, str(quant)), kv_precision=cache))
         for name, system in reference_systems().items()
         for quant in quants
+        for cache in caches or [None]
     ]
     costs = pricer(experiment, cost_model("auto", profile), experiment.caps).prices([config for _, _, config in asked])
     configs = {member.id: member.config(experiment) for member in front}
@@ -83,6 +94,7 @@ def as_json(each: Standing) -> dict[str, Any]:
     return {
         "name": each.name,
         "precision": each.quant,
+        "kv_cache": each.kv_cache,
         "latency_s": each.cost.latency_s,
         "time_to_first_token_s": each.cost.time_to_first_token_s,
         "peak_bytes": each.cost.memory.peak_bytes,
@@ -111,11 +123,11 @@ def _standing(
     own = Accuracy(score.value, PROXY, Basis.PREDICTED)
 
     def beats(member: Evaluation) -> bool:
-        signed = (
+        signed = [
             (objective(o).value(member.cost, member.accuracy) - objective(o).value(cost, own)) * objective(o).sign
             for o in dict.fromkeys(("accuracy", *objectives))
-        )
-        return all(difference <= 0 for difference in signed)
+        ]
+        return max(signed) <= 0 and min(signed) < 0
 
     better = [member for member in front if beats(member)]
     equal = [each for each in front if each.accuracy and each.accuracy.value >= score.value]
@@ -123,6 +135,7 @@ def _standing(
     return Standing(
         name=name,
         quant=quant,
+        kv_cache=config.kv_precision.value if config.kv_precision else None,
         cost=cost,
         score=score,
         member=member,

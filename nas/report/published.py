@@ -27,9 +27,9 @@ def beside_section(found: Findings) -> str:
         f"<strong>{beaten} of {len(rows)} beaten in every precision.</strong> {told} Each is shown in the precision in "
         "which it holds out best, priced on the same device, and scored as if it had been trained as the candidates "
         "are taken to be: architectures are compared, not recipes. “Beaten” is by a model of the front that is no "
-        "worse in any objective; “ahead” is by how many points of the mean score that model is expected to lead (nine "
-        "in ten), or the front's highest score where none does. “Faster by”: the soonest answer of those of the front "
-        "that score as high."
+        "worse in any objective and better in one; “ahead” is by how many points of the mean score that model is "
+        "expected to lead (nine in ten), or the front's highest score where none does. “Faster by”: the soonest answer "
+        "of those of the front that score as high."
     )
     head = ["model", "precision", "score, %", "first token, ms", "request, ms", "memory, MB"]
     head += ["beaten by", "ahead, points", "as good, faster by"]
@@ -42,7 +42,7 @@ def _row(each: Standing) -> str:
     by = f"<code>{escape(each.member.id)}</code>" if each.beaten else '<em class="broken">none</em>'
     cells = [
         f'<td class="what">{escape(each.name)}{mark}</td>',
-        f"<td>{escape(each.quant)}</td>",
+        f"<td>{escape(each.precision)}</td>",
         f"<td>{_points(score.value)}{badge(Basis.PREDICTED)} ({_points(score.low)} to {_points(score.high)})</td>",
         cell(cost.time_to_first_token_s * 1e3, cost.basis),
         cell(cost.latency_s * 1e3, cost.basis),

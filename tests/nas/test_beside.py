@@ -16,7 +16,7 @@ from nas.count import kernel_operations, torch_operations
 from nas.experiment import Experiment, parse_experiment
 from nas.objectives import Accuracy
 from nas.proxies.published_config import HALVING, lead, mean_score
-from search_spaces import SPACES, Workload
+from search_spaces import SPACES, Precision, Workload
 from search_spaces.systems import reference_system, reference_systems, with_quant
 
 EXPERIMENT: Experiment = parse_experiment(
@@ -64,7 +64,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_front_beats_what_is_worse_in_every_objective(two: None) -> None:
     front = [member(), member(language_depth=24, precision="fp16")]
     found = beside.standings(front, EXPERIMENT, load("orange-pi-5"))
-    assert len(found) == 2 * 4  # precisions of the space
+    assert len(found) == 2 * 4 * 2  # precisions of the space, of weights and of the KV cache
     for each in found:
         score, cost = mean_score(with_quant(reference_system(each.name).config, each.quant)), each.cost
         better = [
@@ -82,6 +82,28 @@ def test_a_front_beats_what_is_worse_in_every_objective(two: None) -> None:
     assert rows["MobileVLM-1.7B"].beaten
     assert not rows["LLaVA-1.5-7B"].fits or rows["LLaVA-1.5-7B"].quant != "fp16"
     assert beside.as_json(rows["MobileVLM-1.7B"])["by"] in {one.id for one in front}
+
+
+def test_published_models_have_the_caches_that_candidates_may_have(two: None) -> None:
+    found = beside.standings([member()], EXPERIMENT, load("orange-pi-5"))
+    system, workload = reference_system("LLaVA-1.5-7B").config, EXPERIMENT.workload.workload()
+    values = system.language.kv_cache_values(system.context(workload))
+    held = {each.kv_cache: each.cost.memory.kv_cache_bytes for each in found if each.name == "LLaVA-1.5-7B"}
+    assert held["fp16"] == 2.0 * values  # not the activations' four bytes, which no candidate has
+    assert values < held["int8"] < held["fp16"]
+    assert {beside.as_json(each)["kv_cache"] for each in found} == {"fp16", "int8"}
+    assert {each.precision for each in found} >= {"w8a8, KV int8", "w4a16, KV fp16"}
+
+
+def test_what_equals_a_published_model_does_not_beat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = member()
+    config = dataclasses.replace(SPACES["edge"].decode(own.point), precision=Precision.FP32, kv_precision=None)
+    same = dataclasses.replace(reference_system("MobileVLM-1.7B"), name="same", config=config)
+    monkeypatch.setattr(beside, "reference_systems", lambda: {"same": same})
+    found = {each.precision: each for each in beside.standings([own], EXPERIMENT, load("orange-pi-5"))}
+    assert found["w8a8, KV fp16"].cost.latency_s == own.cost.latency_s
+    assert not found["w8a8, KV fp16"].beaten
+    assert found["w8a16, KV fp16"].beaten  # as good, and slower
 
 
 def test_other_proxies_compare_nothing() -> None:

@@ -105,3 +105,13 @@ def test_runtimes_write_into_the_cache_where_it_lies() -> None:
     in_place = plain_model("roofline", profile.in_runtime("rkllm")).latencies_s(kernels)
     assert kernels
     assert np.all(in_place < compiled / 10)
+
+
+def test_what_a_token_attends_to_holds_the_prompt() -> None:
+    with latency._DATA.open(encoding="utf-8", newline="") as file:
+        rows = [each for each in csv.DictReader(file) if each["model"].startswith("MobileVLM")]
+    prompts = {(each["device"], each["model"]): int(each["tokens"]) for each in rows if each["phase"] == "prefill"}
+    decoded = [each for each in rows if each["phase"] == "decode"]
+    assert len(decoded) == len(prompts) == 4
+    for each in decoded:
+        assert int(each["tokens"]) > prompts[each["device"], each["model"]]

@@ -58,14 +58,14 @@ def _ready(_: int) -> None:
 def _loop(url: str | None, trials: int, start_s: float, seed: int) -> float:
     """Seconds of so many trials."""
     from nas.pricing import SpacePricer
-    from nas.samplers import SAMPLERS, Task
+    from nas.samplers import SAMPLERS, Priced, Task
     from nas.tally import Tally
 
     space = SPACES[_EXPERIMENT.space]
     pricer = Pricer(cost_model("roofline", load(_EXPERIMENT.device)), _EXPERIMENT.workload.workload())
     storage = in_memory() if url is None else open_storage(url, create=False)
     archive = Archive(storage, _EXPERIMENT)
-    task = Task(SpacePricer(space, pricer), _EXPERIMENT.objectives, {})
+    task = Task((Priced(SpacePricer(space, pricer), {}),), _EXPERIMENT.objectives)
     study = archive.study("cheap", SAMPLERS[_EXPERIMENT.sampler](seed, task))
     tally = Tally(archive, study, space.choices, lambda point: space.decode(point).id)
     rng = random.Random(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,3 +88,32 @@ def bench_latency(as_json: AsJson = False) -> None:
         screen.print_json(found)
     else:
         screen.show_latency(found)
+
+
+@bench_app.command("search")
+def bench_search(
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method on each problem.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="What draws the synthetic problems.")] = 10,
+    method: Annotated[list[str] | None, typer.Option(help="A method, to be repeated; all by default.")] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="A problem, to be repeated; all by default.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Judge the samplers beside those of Optuna and pymoo (extra `bench`), by hypervolume and by what a trial takes."""
+    from experiments.benchmarks.search import search
+    from nas import screen
+
+    with screen.progress_bar() as progress:
+        found = search(
+            progress,
+            Path("runs/bench/search"),
+            seeds=seeds,
+            seed=seed,
+            methods=method or (),
+            problems=problem or (),
+            workers=workers,
+        )
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_searches(found)

@@ -115,3 +115,31 @@ def show_proxies(found: dict[str, Any]) -> None:
 
 def _tau(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def show_searches(found: dict[str, Any]) -> None:
+    """Hypervolume by budget of each method on each problem, the best of each budget marked."""
+    for name, methods in found["problems"].items():
+        budgets = list(dict.fromkeys(budget for each in methods.values() for budget in each["hypervolume"]))
+        means = {
+            (method, budget): sum(volumes) / len(volumes)
+            for method, each in methods.items()
+            for budget, volumes in each["hypervolume"].items()
+        }
+        title = f"{name}: hypervolume as a share of the reference front's, mean over seeds"
+        table = Table(title=title, title_justify="left", box=None)
+        for heading in ("", *(f"at {budget}" for budget in budgets), "repeated", "CPU ms a trial"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for method, each in methods.items():
+            cells = []
+            for budget in budgets:
+                mean = means.get((method, budget))
+                best = max(value for (_, other), value in means.items() if other == budget)
+                cells.append("" if mean is None else f"{mean:.3f}" + ("*" if mean == best else " "))
+            table.add_row(method, *cells, f"{each['duplicates']:.0f}", f"{each['cpu_ms_per_trial']:.1f}")
+        out.print(table)
+    out.print(
+        f"pricing {found['pricing_per_s']:,.0f} points/s; a new device's front {found['new_device_front_s']:.1f} s; "
+        f"storage {found['storage_ms_per_trial']:.1f} ms a trial, two workers",
+        markup=False,
+    )

@@ -151,7 +151,7 @@ class ExpectedSeconds:
 
 
 def _normal_scores(scores: Array) -> Array:
-    """What normal deviates of these ranks are expected to be; equals have their mean rank, what is no number is last."""
+    """Expected normal deviates of these ranks; equals have their mean rank, what is no number is last."""
     from scipy.special import ndtri
     from scipy.stats import rankdata
 

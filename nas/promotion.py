@@ -1,4 +1,7 @@
-"""Promotion: the most promising are estimated by a dearer proxy in worker processes, one process writes the archive."""
+"""Promotion: the most promising are estimated by a dearer proxy in worker processes, one process writes the archive.
+
+Which is next is decided when a worker is free, by what is known then (`promising.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,9 @@ from optuna.samplers import RandomSampler
 from nas.archive import DIVERGED, Archive, Evaluation
 from nas.experiment import Rung
 from nas.objectives import Accuracy, violations
+from nas.promising import ESTIMATE_S, Budget, Promising
 from nas.proxies import PROXIES
-from nas.search import Progress, promotion_order
+from nas.search import Progress
 from nas.tally import FrontTracker, drop_unfinished
 from search_spaces import VLMConfig
 
@@ -35,40 +40,55 @@ def promote(
     """Estimate the promising of the fidelity `below`, up to the rung's count, starting none after its seconds.
 
     Those in the archive are not repeated. `estimate` runs in a worker and returns accuracy (None: refused, as its
-    training diverged) and details; it must be picklable.
+    training diverged) and details; it must be picklable. Progress tells, beside the front, what the best candidate that
+    is left is expected to add (`Promising.gain_left`).
     """
     experiment, step = archive.experiment, "train" if fidelity == "dear" else fidelity
     drop_unfinished(archive, fidelity)
     done = {evaluation.id: evaluation for evaluation in archive.evaluations(fidelity)}
-    names, count = experiment.objectives, rung.promote
     allowed = [e for e in archive.evaluations(below) if not violations(experiment.caps, e.cost, None)]
-    queue = [e for e in promotion_order(allowed, names, count) if e.id not in done]
-    queue = queue[: max(count - len(done), 0)]
-    total = len(done) + len(queue)
+    promising = Promising(experiment, allowed, PROXIES[rung.proxy])
+    total = len(done) + max(0, min(rung.promote - len(done), promising.left(done)))
     tracker = FrontTracker(experiment)
     for evaluation in done.values():
         tracker.add(evaluation)
     started = time.monotonic()
     with worker_pool(experiment.proxy.workers) as pool:
         running: dict[Future[dict[str, Any]], Evaluation] = {}
-        while queue or running:
-            late = time.monotonic() - started > rung.seconds
-            while queue and len(running) < experiment.proxy.workers and not late:
-                evaluation = queue.pop(0)
-                running[pool.submit(estimate, evaluation.config(experiment))] = evaluation
+        while True:
+            left_s = rung.seconds - (time.monotonic() - started)
+            while left_s >= 0 and len(running) < experiment.proxy.workers and len(done) + len(running) < total:
+                at_work = {evaluation.id for evaluation in running.values()}
+                budget = Budget(total - len(done) - len(running), left_s, experiment.proxy.workers)
+                chosen = promising.next(done, at_work, budget)
+                if chosen is None:
+                    break
+                running[pool.submit(partial(_timed, estimate), chosen.config(experiment))] = chosen
+            note = _note(tracker, done, promising.gain_left(done, {e.id for e in running.values()}))
             if not running:
                 break
-            progress(step, len(done), total, f"{_note(tracker, done.values())}, {len(running)} at work")
-            for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                finished = _finish(archive, fidelity, rung.proxy, running.pop(future), future.result())
-                done[finished.id] = finished
-                tracker.add(finished)
-    progress(step, len(done), len(done), _note(tracker, done.values()))
+            finished = set[Future[dict[str, Any]]]()
+            while not finished:
+                progress(step, len(done), total, f"{note}, {len(running)} at work")
+                finished = wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done
+            for future in finished:
+                found = _finish(archive, fidelity, rung.proxy, running.pop(future), future.result())
+                done[found.id] = found
+                tracker.add(found)
+    progress(step, len(done), len(done), note)
 
 
-def _note(tracker: FrontTracker, done: Iterable[Evaluation]) -> str:
-    diverged = sum(bool(evaluation.refused) for evaluation in done)
-    return tracker.note() + (f", diverged {diverged}" if diverged else "")
+def _timed(estimate: Callable[[VLMConfig], dict[str, Any]], config: VLMConfig) -> dict[str, Any]:
+    """In a worker: the estimate and how long it took."""
+    started = time.monotonic()
+    found = estimate(config)
+    return {**found, ESTIMATE_S: time.monotonic() - started}
+
+
+def _note(tracker: FrontTracker, done: Mapping[str, Evaluation], gain_left: float) -> str:
+    left = f", the best left adds {gain_left:.4f}" if gain_left else ""
+    diverged = sum(bool(evaluation.refused) for evaluation in done.values())
+    return tracker.note() + left + (f", diverged {diverged}" if diverged else "")
 
 
 def _finish(archive: Archive, fidelity: str, name: str, below: Evaluation, outcome: dict[str, Any]) -> Evaluation:

@@ -209,8 +209,7 @@ def test_what_diverges_is_on_no_front_and_is_told(tmp_path: Path, monkeypatch: p
     experiment = small(proxy={"cheap": "parameters", "promote": 3, "steps": 2, "workers": 1})
     archive = Archive.create(url_in(tmp_path), experiment)
     search(archive, pricer_of(experiment), 6, 0, partial(VLMConfig.with_vocabulary, vocabulary=60), quiet)
-    chosen = {e.id for e in promotion_order(archive.evaluations("cheap"), experiment.objectives, 3)}
-    well = set(sorted(chosen)[:spared])
+    well = {e.id for e in promotion_order(archive.evaluations("cheap"), experiment.objectives, spared)}
 
     def begin(config: VLMConfig, data: object, steps: int) -> tuple[TrainingRecipe, None]:
         return TrainingRecipe(steps, batch=2, rate=3e-3 if config.id in well else 1e30, matrix_rate=0.02), None
@@ -221,7 +220,10 @@ def test_what_diverges_is_on_no_front_and_is_told(tmp_path: Path, monkeypatch: p
     rung = Rung(proxy="trained", promote=3, steps=2)
     estimate = partial(proxy_evaluation.estimate, experiment, tmp_path, "trained", 2)
     promote(archive, "cheap", rung, estimate, lambda *said: told.append(str(said[-1])))
+    chosen = {e.id for e in archive.evaluations("dear")}
     failed = chosen - well
+    assert len(chosen) == 3
+    assert well < chosen
     assert {e.id for e in archive.evaluations("dear") if e.refused} == failed
     assert told[-1].endswith(f", diverged {len(failed)}")
     assert {path.stem for path in (tmp_path / "weights").glob("*")} == well

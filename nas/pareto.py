@@ -13,14 +13,14 @@ Values = NDArray[np.float64]
 
 def front(values: Values) -> list[int]:
     """Indices of the non-dominated rows of (n, objectives), ascending by the first objective; equal rows all stay."""
-    order = np.lexsort(values.T[::-1])
-    kept: list[int] = []
-    rows = np.empty_like(values)  # of those kept, in the first len(kept) places
-    for index in order:
-        row, others = values[index], rows[: len(kept)]
-        if not ((others <= row).all(1) & (others < row).any(1)).any():
-            rows[len(kept)] = row
-            kept.append(int(index))
+    left = np.lexsort(values.T[::-1])
+    rows, kept = values[left], list[int]()
+    while len(left):
+        first = rows[0]  # nothing that is left can dominate it
+        equal, stays = (rows == first).all(1), ~(rows >= first).all(1)
+        equal[0], stays[0] = True, False  # one that is not a number equals nothing
+        kept += left[equal].tolist()
+        left, rows = left[stays], rows[stays]
     return kept
 
 

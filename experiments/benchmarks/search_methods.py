@@ -92,7 +92,7 @@ def _sampled(make: Callable[[int, Problem], BaseSampler], integers: bool = True)
             evaluations = _Evaluations(problem, budget)
             while not evaluations.done:
                 trial = study.ask(choices)
-                point = np.array([_index(problem, name, trial.params[name]) for name in choices], np.intp)
+                point = np.array([_index(choice, trial.params[name]) for name, choice in choices.items()], np.intp)
                 told, excess = evaluations.told(point)
                 if problem.caps:
                     trial.set_constraint("caps", excess)
@@ -110,9 +110,8 @@ def _distributions(problem: Problem, integers: bool) -> dict[str, BaseDistributi
     }
 
 
-def _index(problem: Problem, name: str, value: Any) -> int:
-    values = problem.space.choices[name]
-    return int(value) if isinstance(values[0], int | float) and value not in values else values.index(value)
+def _index(choice: BaseDistribution, value: Any) -> int:
+    return choice.choices.index(value) if isinstance(choice, CategoricalDistribution) else int(value)
 
 
 def _evolved(make: Callable[[], Any]) -> Method:

@@ -12,10 +12,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.samplers.design import Design
+from nas.samplers.surrogate import MOST
 from nas.samplers.task import Task
 
-#: Points that one fit of the accuracy proposes.
-_AT_ONCE = 4
+#: Points that one fit of the accuracy proposes, by how many are evaluated: early ones teach most, late fits cost most.
+_AT_ONCE = ((60, 1), (200, 2))
+_LATE = 4
 
 
 class CostAwareSampler(BaseSampler):
@@ -59,7 +61,7 @@ class CostAwareSampler(BaseSampler):
             self._queue.pop(0)  # another process took it
         if not self._queue:
             points = np.array(self._points, np.intp).reshape(-1, len(self._choices))
-            self._queue = list(self._design.propose(points, np.array(self._values), self._seen, _AT_ONCE))
+            self._queue = list(self._design.propose(points, np.array(self._values), self._seen, self._at_once()))
         if not self._queue:
             return {}
         row = self._queue.pop(0)
@@ -71,6 +73,9 @@ class CostAwareSampler(BaseSampler):
     ) -> Any:
         """As `BaseSampler.sample_independent`, at random: where the space is exhausted, and for foreign parameters."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def _at_once(self) -> int:
+        return next((count for fewer, count in _AT_ONCE if len(self._points) < fewer), _LATE)
 
     def _look(self, study: Study) -> None:
         """Take in what was evaluated since the last look."""
@@ -88,6 +93,9 @@ class CostAwareSampler(BaseSampler):
                 if trial.state is TrialState.COMPLETE and not _refused(trial):
                     self._points.append(row)
                     self._values.append(trial.values[self._accuracy])
+        if len(self._points) > 2 * MOST:  # a trial costs the same however many came before it
+            kept = self._design.worth_keeping(np.array(self._points), np.array(self._values))
+            self._points, self._values = [self._points[at] for at in kept], [self._values[at] for at in kept]
 
 
 def _refused(trial: FrozenTrial) -> bool:

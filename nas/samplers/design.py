@@ -17,8 +17,13 @@ from nas.samplers.surrogate import MOST, Surrogate
 from nas.samplers.task import Array, Task
 from search_spaces.space import Indices
 
+#: Points of a pool: neighbours, half as many crossovers, as many at random.
 _POOL = 1500
+#: Points before the first fit.
 _START = 12
+#: Rounds in which the most promising of a pool have descendants, and how many have.
+_ROUNDS = 2
+_PARENTS = 150
 #: Points whose costs tell what counts as dear.
 _DRAWN = 4000
 
@@ -27,7 +32,8 @@ def one_thread() -> AbstractContextManager[object]:
     """Of linear algebra: its matrices are small, and threads that wait for each other cost more than they save."""
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1, user_api="blas")
+    limits: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 @dataclass
@@ -70,15 +76,24 @@ class Design:
             return self._promising(points, accuracy, seen, count)
 
     def _promising(self, points: Indices, accuracy: Array, seen: set[bytes], count: int) -> Indices:
+        known = self.worth_keeping(points, accuracy)
+        points, accuracy = points[known], accuracy[known]
         costs, kept = self.task.costs(points)
-        gain = Gain(costs, kept, accuracy, *self.span())
-        front = self._on_a_front(gain, costs, kept, accuracy)
+        self._surrogate.fit(points, accuracy)
+        believed, _ = self._surrogate.predict(points)  # an observed front is made of lucky ones
+        front = self._on_a_front(costs, kept, believed)
+        gain = Gain(costs, kept, believed, *self.span())
         pool, priced, keeps = self._fresh(self._pool(points, front), seen)
         if not len(pool):
             return self.start(points, seen, count)
-        known = self._kept(len(points), front)
-        self._surrogate.fit(points[known], accuracy[known])
         mean, deviation = self._surrogate.predict(pool)
+        for _ in range(_ROUNDS):
+            expected = gain.expected(gain.affordable(priced, keeps), mean, deviation)
+            best = pool[np.argsort(-expected)[:_PARENTS]]
+            more = self._fresh(self._varied(best, best, _POOL), seen | {row.tobytes() for row in pool})
+            predicted = self._surrogate.predict(more[0])
+            pool, priced, keeps = np.vstack([pool, more[0]]), np.hstack([priced, more[1]]), np.hstack([keeps, more[2]])
+            mean, deviation = np.r_[mean, predicted[0]], np.r_[deviation, predicted[1]]
         affordable = gain.affordable(priced, keeps)
         hopeful = np.flatnonzero(
             (affordable & ((mean + 3 * deviation)[None, :, None] > gain.reached[:, None, :])).any((0, 2))
@@ -104,7 +119,7 @@ class Design:
             self._span = np.array([each.min(0) for each in fit]), np.array([each.max(0) for each in fit])
         return self._span
 
-    def _on_a_front(self, gain: Gain, costs: Array, kept: NDArray[np.bool_], accuracy: Array) -> Indices:
+    def _on_a_front(self, costs: Array, kept: NDArray[np.bool_], accuracy: Array) -> Indices:
         """Which evaluated points are on the front of a device."""
         from nas import pareto
 
@@ -115,23 +130,29 @@ class Design:
                 found |= set(which[pareto.front(np.column_stack([-accuracy, each])[which])].tolist())
         return np.array(sorted(found), np.intp) if found else np.arange(len(accuracy))
 
-    def _kept(self, count: int, front: Indices) -> Indices:
-        if count <= MOST:
-            return np.arange(count)
-        newest = np.setdiff1d(np.arange(count), front)[-(MOST - min(len(front), MOST // 2)) :]
-        return np.concatenate([front[: MOST // 2], newest])
+    def worth_keeping(self, points: Indices, accuracy: Array) -> Indices:
+        """Which evaluated points a fit takes: those of the fronts, and the newest."""
+        if len(points) <= MOST:
+            return np.arange(len(points))
+        front = self._on_a_front(*self.task.costs(points), accuracy)[: MOST // 2]
+        newest = np.setdiff1d(np.arange(len(points)), front)[len(front) - MOST :]
+        return np.sort(np.concatenate([front, newest]))
 
     def _pool(self, points: Indices, front: Indices) -> Indices:
-        """Neighbours of the front with one to three choices changed, crossovers within it, and random points."""
-        parents = points[self.rng.choice(front, _POOL)]
-        changed = self.rng.random(parents.shape) < (self.rng.integers(1, 4, (_POOL, 1)) / len(self.sizes))
+        """Neighbours of the front, crossovers within it, and random points."""
+        return np.vstack([self._varied(points[front], points[front], _POOL), self._random(_POOL)])
+
+    def _varied(self, first: Indices, second: Indices, count: int) -> Indices:
+        """Points of `first` with one to three choices changed, and half as many crossovers with points of `second`."""
+        parents = first[self.rng.integers(0, len(first), count)]
+        changed = self.rng.random(parents.shape) < (self.rng.integers(1, 4, (count, 1)) / len(self.sizes))
         near = self.rng.random(parents.shape) < 0.5
         stepped = np.clip(parents + self.rng.choice([-1, 1], parents.shape), 0, self.sizes - 1)
-        moved = np.where(near & self.ordered, stepped, self._random(_POOL))
+        moved = np.where(near & self.ordered, stepped, self._random(count))
         neighbours = np.where(changed, moved, parents)
-        others = points[self.rng.choice(front, _POOL)]
+        others = second[self.rng.integers(0, len(second), count)]
         crossed = np.where(self.rng.random(parents.shape) < 0.5, parents, others)
-        return np.vstack([neighbours, crossed[: _POOL // 2], self._random(_POOL)])
+        return np.vstack([neighbours, crossed[: count // 2]])
 
     def _random(self, count: int) -> Indices:
         return self.rng.integers(0, self.sizes, (count, len(self.sizes)))

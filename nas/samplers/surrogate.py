@@ -2,9 +2,10 @@
 
 The accuracy is a constant, an effect of each choice and an effect of each pair of choices (Durrande et al.,
 arXiv:1111.6233; Duvenaud et al., arXiv:1112.4394): every effect is centred, so that a pair's says only what the single
-ones do not. An effect of ordered values is a mixture of a straight line, a smooth curve and anything; of names anything.
-How much each choice matters, the mixtures and the noise maximise the marginal likelihood, found anew as observations
-grow by a third. All is read from tables of values by values, so that a thousand points cost a few products of matrices.
+ones do not. An effect of ordered values is a mixture of a straight line, a smooth curve and anything; of names
+anything. How much each choice matters, the mixtures and the noise maximise the marginal likelihood, found anew as
+observations grow. All is read from tables of values by values, so that a thousand points cost a few products
+of matrices.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from search_spaces.space import Indices
 #: Observations that a fit takes at most: those of the fronts and the newest.
 MOST = 600
 _STEPS = 50
+#: Relevances are found anew when observations have grown so much.
+_GROWN = 1.15
 #: Length scale of a smooth effect, where the first value is at 0 and the last at 1.
 _SMOOTH = 0.4
 _SHAPES = 3
@@ -49,7 +52,7 @@ class Surrogate:
         self._known = self._marked(points)
         self._centre, self._scale = float(accuracy.mean()), float(accuracy.std()) or 1.0
         target = (accuracy - self._centre) / self._scale
-        if len(points) >= 1.33 * self._fitted_on:
+        if len(points) >= _GROWN * self._fitted_on:
             self._theta = self._found(self._known, target)
             self._fitted_on = len(points)
         self._tables = self._effects(self._theta)

@@ -2,10 +2,10 @@
 
 The accuracy is a constant, an effect of each choice and an effect of each pair of choices (Durrande et al.,
 arXiv:1111.6233; Duvenaud et al., arXiv:1112.4394): every effect is centred, so that a pair's says only what the single
-ones do not. An effect of ordered values is a mixture of a straight line, a smooth curve and anything; of names
-anything. How much each choice matters, the mixtures and the noise maximise the marginal likelihood, found anew as
-observations grow. All is read from tables of values by values, so that a thousand points cost a few products
-of matrices.
+ones do not. What the mean rank of all choices does is common to them: of models, larger is mostly better. An effect of
+ordered values is a mixture of a straight line, a smooth curve and anything; of names anything. How much each choice
+matters, the mixtures and the noise maximise the marginal likelihood, found anew as observations grow. All is read from
+tables of values by values, so that a thousand points cost a few products of matrices.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ class Surrogate:
         self._starts = np.r_[0, np.cumsum(sizes)[:-1]]
         self._owner = np.repeat(np.arange(len(sizes)), sizes)  # the choice of each value
         self._shapes = _shapes(sizes, ordered)  # (shapes, values, values), of one choice each
+        self._ranks = _ranks(sizes, ordered)
         width = len(sizes)
         own = np.array([0.3, 0.5, 0.2]) / width
         pairs = np.sqrt(np.array([0.3, 0.5, 0.4]) / width**2)
-        #: Logarithms believed beforehand, and how firmly: relevances, mixtures of effects and of pairs, noise.
-        self._prior = np.r_[np.zeros(width), np.log(own), np.log(pairs), np.log(0.02)]
-        self._wide = np.r_[np.full(width, 1.0), np.full(2 * _SHAPES, 1.0), 1.5]
+        #: Logarithms believed beforehand, and how firmly: relevances, mixtures of effects and of pairs, rank, noise.
+        self._prior = np.r_[np.zeros(width), np.log(own), np.log(pairs), np.log(0.3), np.log(0.02)]
+        self._wide = np.r_[np.full(width, 1.0), np.full(2 * _SHAPES, 1.0), 1.5, 1.5]
         self._theta = self._prior
         self._fitted_on = 0
 
@@ -70,7 +71,8 @@ class Surrogate:
         explained = solve_triangular(self._factor[0], across.T, lower=True)
         own, pairs = self._tables
         single = marked @ np.diag(pairs)
-        known = _CONSTANT**2 + marked @ np.diag(own) + 0.5 * (single**2 - marked @ np.diag(pairs) ** 2)
+        both = 0.5 * (single**2 - marked @ np.diag(pairs) ** 2)
+        known = _CONSTANT**2 + ((marked @ own) * marked).sum(1) + both
         deviation = np.sqrt(np.maximum(known - (explained**2).sum(0), 1e-6))
         return self._centre + self._scale * (across @ self._weights), self._scale * deviation
 
@@ -86,7 +88,8 @@ class Surrogate:
         relevance = np.exp(theta[:width])[self._owner]
         own, pairs = np.exp(theta[width : width + _SHAPES]), np.exp(theta[width + _SHAPES : width + 2 * _SHAPES])
         return (
-            relevance[:, None] * np.tensordot(own, self._shapes, 1),
+            relevance[:, None] * np.tensordot(own, self._shapes, 1)
+            + np.exp(theta[-2]) * np.outer(self._ranks, self._ranks),
             relevance[:, None] * np.tensordot(pairs, self._shapes, 1),
         )
 
@@ -110,8 +113,10 @@ class Surrogate:
             # slopes of the loss by each covariance of two values of a choice
             by_own = marked.T @ outer @ marked
             by_pairs = marked.T @ (outer * single) @ marked - by_own * pairs
-            of_own, of_pairs = own * by_own, pairs * by_pairs
+            common = np.exp(theta[-2]) * np.outer(self._ranks, self._ranks)
+            of_own, of_pairs = (own - common) * by_own, pairs * by_pairs
             slope = np.empty_like(theta)
+            slope[-2] = (common * by_own).sum()
             slope[:width] = np.bincount(self._owner, (of_own + of_pairs).sum(1), width)
             relevance = np.exp(theta[:width])[self._owner][:, None]
             for shape, table in enumerate(self._shapes):
@@ -147,6 +152,14 @@ def _shapes(sizes: Indices, ordered: NDArray[np.bool_]) -> Array:
             if size > 1:
                 found[shape, where, where] = _centred(table if order else np.eye(size))
         start += size
+    return found
+
+
+def _ranks(sizes: Indices, ordered: NDArray[np.bool_]) -> Array:
+    """Of each value what it adds to a point's mean rank, whose variance over all points is one."""
+    ranks = [np.linspace(-1.0, 1.0, size) * (order and size > 1) for size, order in zip(sizes, ordered, strict=True)]
+    variance = sum(float(each.var()) for each in ranks)
+    found: Array = np.concatenate(ranks) / np.sqrt(variance or 1.0)
     return found
 
 

@@ -43,6 +43,8 @@ class Precision(StrEnum):
     INT4 = "int4"
     W8A8 = "w8a8"
 
+    __hash__ = str.__hash__  # caches of kernels hash it millions of times
+
     @property
     def bytes(self) -> float:
         """Bytes per value, without scales."""
@@ -78,6 +80,8 @@ class Phase(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
 
+    __hash__ = str.__hash__
+
 
 class KernelKind(StrEnum):
     """The core operation of a kernel."""
@@ -92,6 +96,8 @@ class KernelKind(StrEnum):
     POOLING = "pooling"
     ELEMENTWISE = "elementwise"
     GATHER = "gather"
+
+    __hash__ = str.__hash__
 
 
 #: Kinds whose operations torch's FlopCounterMode counts too: the truth test compares exactly these.

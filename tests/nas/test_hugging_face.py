@@ -197,10 +197,18 @@ def test_what_no_class_builds_says_why(tmp_path: Path) -> None:
 def test_a_config_of_a_space_is_built_as_far_as_there_are_classes(tmp_path: Path) -> None:
     rng = random.Random(0)
     for at, space in enumerate(("edge", "assembled", "tiny")):
-        for draw in range(3):
+        built = 0
+        for draw in range(4):
             config = SPACES[space].decode(SPACES[space].sample(rng))
-            found = write_hugging_face(config, tmp_path / f"{at}-{draw}")
+            try:
+                found = write_hugging_face(config, tmp_path / f"{at}-{draw}")
+            except NoClassError as why:  # noqa: PERF203
+                assert "no encoder" in str(why)
+                assert "no decoder" in str(why)
+                continue
             assert all(note.endswith("as described") for note in found["notes"] if "builds" in note)
+            built += 1
+        assert built > 1
 
 
 def test_descriptions_and_networks_are_exported_alike(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from nas import pareto, promotion, query, screen
 from nas.archive import Archive, Evaluation, distributions
 from nas.candidate import Pricer
 from nas.errors import NasError
-from nas.experiment import Experiment, Rung
+from nas.experiment import Experiment, Rung, parse_experiment
 from nas.objectives import Accuracy, violations
 from nas.promotion import promote
 from nas.proxies import PROXIES
@@ -107,6 +107,7 @@ def test_an_impossible_cap_names_the_nearest_reachable_value() -> None:
 
 def test_a_device_that_holds_nothing_says_what_it_holds_and_what_would_fit() -> None:
     large = {"vision_depth": [27], "language_depth": [24], "language_kv_heads": [4], "language_head_width": [128]}
+    large["language_queries_per_kv_head"] = [6]
     data = {"name": "large", "space": "edge", "device": "raspberry-pi-zero-2w", "only": large}
     experiment = parse_experiment({**data, "proxy": {"cheap": "published", "promote": 0}}, "large.yaml")
     with pytest.raises(NasError) as refused:

@@ -131,7 +131,7 @@ def test_every_encoder_is_what_torch_counts(encoder: ImageEncoder) -> None:
 
 
 @pytest.mark.parametrize("name", ["edge", "assembled"])
-def test_models_of_full_size_are_what_torch_counts(name: str) -> None:
+def test_tiles_soft_tokens_and_adapters_of_a_space_are_what_torch_counts(name: str) -> None:
     space, rng = SPACES[name], random.Random(3)
     drawn = [
         space.decode({**space.sample(rng), "tiles": tiles, "soft_tokens": soft, "adapter_width": adapter})

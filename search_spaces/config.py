@@ -38,12 +38,18 @@ def _projector_kernels(
 
 
 @lru_cache(maxsize=1 << 15)
-def _decoder_bytes(language: LanguageConfig, soft_tokens: int, precision: Precision) -> float:
+def _decoder_bytes(language: LanguageConfig, precision: Precision) -> float:
+    """Without learned rows of the prompt."""
     table = language.vocabulary * language.width if language.untied else 0
     groups = tuple(language.groups(1, 2, 1, precision))
-    own = language.parameters + soft_tokens * language.width - table
     scaled = precision.matrix_bytes(language.vocabulary, language.width) if table else 0.0
-    return _stored_bytes(own, groups, precision) + scaled
+    return _stored_bytes(language.parameters - table, groups, precision) + scaled
+
+
+@lru_cache(maxsize=1 << 15)
+def _encoder_bytes(vision: ImageEncoder, precision: Precision) -> float:
+    groups = tuple(vision.groups(precision))
+    return _stored_bytes(vision.parameters - vision.idle_parameters, groups, precision)
 
 
 def _stored_bytes(parameters: int, groups: Sequence[KernelGroup], precision: Precision) -> float:
@@ -176,13 +182,13 @@ class VLMConfig:
         """
         precision = self.precision_of(phase)
         if phase is Phase.VISION:
-            groups = tuple(self.vision.groups(precision))
-            return _stored_bytes(self.vision.parameters - self.vision.idle_parameters, groups, precision)
+            return _encoder_bytes(self.vision, precision)
         if phase is Phase.PROJECTOR:
             widths = (self.vision.width, self.language.width)
             kernels = _projector_kernels(self.projector, self.vision.grid, *widths, precision)
             return _stored_bytes(self.component_parameters["projector"], ((kernels, 1),), precision)
-        return _decoder_bytes(self.language, self.soft_tokens, precision)
+        learned = self.soft_tokens * self.language.width * precision.activation_bytes
+        return _decoder_bytes(self.language, precision) + learned
 
     @property
     def weight_bytes(self) -> float:

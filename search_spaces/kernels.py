@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 
 #: Weights along k that share a scale in int4.
 INT4_GROUP = 32
@@ -141,6 +142,12 @@ EPILOGUES: dict[str, tuple[int, int]] = {
 }
 
 
+@cache
+def _epilogue(names: tuple[str, ...]) -> tuple[int, int]:
+    """(operations per output element, whole tensors read as activations) of an epilogue."""
+    return sum(EPILOGUES[name][0] for name in names), sum(EPILOGUES[name][1] for name in names if name != "positions")
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """One request: how many images, text tokens in the prompt and generated tokens."""
@@ -172,7 +179,8 @@ class Kernel:
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        if min(self.m, self.n, self.k, self.batch, self.window, self.stride) < 1:
+        m, n, k = self.m, self.n, self.k  # spelt out: a search makes hundreds of thousands
+        if m < 1 or n < 1 or k < 1 or self.batch < 1 or self.window < 1 or self.stride < 1:
             raise ValueError(f"every size of a kernel must be >= 1, but got {self}")
         known = OPS_PER_ELEMENT.get(self.kind)
         if known is None and self.op:
@@ -221,7 +229,7 @@ class Kernel:
     @property
     def epilogue_ops(self) -> int:
         """Arithmetic operations of the fused elementwise part."""
-        return self.outputs * sum(EPILOGUES[name][0] for name in self.epilogue)
+        return self.outputs * _epilogue(self.epilogue)[0]
 
     @property
     def weights(self) -> int:
@@ -271,7 +279,7 @@ class Kernel:
     @property
     def activation_bytes(self) -> float:
         """Bytes of activations read and written, each tensor counted once."""
-        fused_reads = sum(EPILOGUES[name][1] for name in self.epilogue if name != "positions")
+        fused_reads = _epilogue(self.epilogue)[1]
         size = self.precision.activation_bytes
         if self.kind is KernelKind.LINEAR and self.precision is Precision.W8A8:
             read = self.inputs + self.m * size  # bytes, and a scale for each row

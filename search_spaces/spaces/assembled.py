@@ -68,7 +68,7 @@ DEPLOYED: Mapping[str, tuple[Value, ...]] = {
     "projector_precision": _WEIGHTS,
     "language_precision": _WEIGHTS,
     "kv_cache": ("int4", "int8", "fp16"),
-    "soft_tokens": (0, 16, 64),
+    "soft_tokens": (0, 16),
     "adapter_width": (0, 64),
 }
 #: Those of them that the decoder's cost hangs on.

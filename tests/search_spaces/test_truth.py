@@ -135,7 +135,7 @@ def test_tiles_soft_tokens_and_adapters_of_a_space_are_what_torch_counts(name: s
     space, rng = SPACES[name], random.Random(3)
     drawn = [
         space.decode({**space.sample(rng), "tiles": tiles, "soft_tokens": soft, "adapter_width": adapter})
-        for tiles, soft, adapter in ((5, 16, 64), (1, 64, 0), (5, 0, 64))
+        for tiles, soft, adapter in ((5, 16, 64), (1, 16, 0), (5, 0, 64))
     ]
     for config in drawn:
         check(config)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from cost_models.roofline import MOST_FASTER, RooflineModel
 from cost_models.tiles import Machine
 from hardware_profiles import Basis, Profile
 from search_spaces import Kernel, KernelKind, Phase, Precision
+
+if TYPE_CHECKING:
+    from cost_models.columns import Columns
 
 #: Fewer kernels than this make no predictor.
 LEAST_KERNELS = 40
@@ -129,6 +132,7 @@ class LearnedModel:
         self._basis = Basis.weakest(Basis.PREDICTED, *{row.basis for row in rows.values()})
         self._roofline = RooflineModel(profile)
         self._twins: dict[Kernel, tuple[Kernel, float]] = {}
+        self._own: dict[Kernel, float] = {}
         peak = profile.formula_peak_ops_per_s  # as `roofline.least_s`, which computes it anew
         self._most_ops_per_s = {precision: peak * faster for precision, faster in MOST_FASTER.items()}
         #: Precisions that the table has kernels of: any other is priced by its twin in fp32 without a look.
@@ -256,8 +260,31 @@ class LearnedModel:
             return self._own_s(kernels)
         own = list(dict.fromkeys(twins))  # precisions share theirs
         seconds = dict(zip(own, self._own_s(own).tolist(), strict=True))
-        priced: Array = np.maximum(np.array([seconds[twin] for twin in twins]) * np.array(factors), self._least_s(kernels))
+        priced: Array = np.maximum(
+            np.array([seconds[twin] for twin in twins]) * np.array(factors), self._least_s(kernels)
+        )
         return priced
+
+    def priced_columns(
+        self, columns: Columns, rows: NDArray[np.intp], precision: Precision
+    ) -> tuple[Array, list[Basis]] | None:
+        """Seconds and bases of kernels in a precision that the table lacks; None where each is to be looked at."""
+        if precision is Precision.FP32 or precision in self._tabled:
+            return None
+        twins = [_in_fp32(kernel) if _stored(kernel) else kernel for kernel in (columns.kernels[r] for r in rows)]
+        unknown = list(dict.fromkeys(twin for twin in twins if twin not in self._own))
+        self._own |= zip(unknown, self._own_s(unknown).tolist(), strict=True)
+        own_s = np.array([self._own[twin] for twin in twins])
+        plain = np.array(columns.rows(twins), np.intp)
+        factors = self._roofline.columns_s(columns, rows, precision) / self._roofline.columns_s(
+            columns, plain, Precision.FP32
+        )
+        seconds = np.maximum(own_s * factors, columns.ops(rows) / self._most_ops_per_s[precision])
+        bases = [
+            Basis.ASSUMED if factor != 1.0 else self._rows[twin].basis if twin in self._rows else self._basis
+            for twin, factor in zip(twins, factors.tolist(), strict=True)
+        ]
+        return seconds, bases
 
     def _least_s(self, kernels: Sequence[Kernel]) -> list[float]:
         """As `least_s` of each."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from cost_models.errors import CostError
 from hardware_profiles import Basis, Profile
 from hardware_profiles.profile import TVM
 from search_spaces import Kernel, Phase, Precision
+
+if TYPE_CHECKING:
+    from cost_models.columns import Columns
 
 #: Precisions whose weights are widened to half precision to be computed with, where the device computes in it.
 WEIGHT_ONLY = (Precision.INT8, Precision.INT4)
@@ -63,6 +67,20 @@ class RooflineModel:
             seconds = max(work, run.bytes_moved / self._bandwidth) + self._overhead
             self._known[kernel] = seconds
         return seconds
+
+    def columns_s(self, columns: Columns, rows: NDArray[np.intp], precision: Precision) -> NDArray[np.float64]:
+        """As `latency_s` of kernels in a precision, compiled by TVM."""
+        work = columns.work(rows) / self._peak[precision]
+        return np.asarray(np.maximum(work, columns.bytes_moved(rows, precision) / self._bandwidth) + self._overhead)
+
+    def priced_columns(
+        self, columns: Columns, rows: NDArray[np.intp], precision: Precision
+    ) -> tuple[NDArray[np.float64], list[Basis]] | None:
+        """Seconds and bases of kernels in a precision; None of other runtimes, which write caches in place."""
+        if self.profile.runtime != TVM:
+            return None
+        basis = self._widened if precision in WEIGHT_ONLY else self._basis
+        return self.columns_s(columns, rows, precision), [basis] * len(rows)
 
     def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
         """As `CostModel.latencies_s`."""

@@ -277,9 +277,13 @@ class Kernel:
         return self.outputs
 
     @property
+    def fused_reads(self) -> int:
+        """Whole tensors of activations that the epilogue reads."""
+        return _epilogue(self.epilogue)[1]
+
+    @property
     def activation_bytes(self) -> float:
         """Bytes of activations read and written, each tensor counted once."""
-        fused_reads = _epilogue(self.epilogue)[1]
         size = self.precision.activation_bytes
         if self.kind is KernelKind.LINEAR and self.precision is Precision.W8A8:
             read = self.inputs + self.m * size  # bytes, and a scale for each row
@@ -288,7 +292,7 @@ class Kernel:
             read = self.batch * (self.m * self.k * size + Precision(self.op).matrix_bytes(rows, width))
         else:
             read = self.inputs * size
-        return read + self.outputs * (1 + fused_reads) * size
+        return read + self.outputs * (1 + self.fused_reads) * size
 
     @property
     def bytes_moved(self) -> float:

@@ -284,26 +284,18 @@ class LanguageConfig:
 
         The KV cache is stored in the precision `cached`. A window shortens a decode step; a prefill computes all.
         """
-        yield embedding_and_logits(tokens, gathered, self.width, self.vocabulary, precision, self.style), 1
+        width, style, head, group = self.width, self.style, self.head_width, self.queries_per_kv_head
+        yield embedding_and_logits(tokens, gathered, width, self.vocabulary, precision, style), 1
         for layer, count in _counted(self):
             seen = min(keys, layer.window) if layer.window and tokens < keys else keys
-            heads, kv_heads = layer.kv_heads * self.queries_per_kv_head, layer.kv_heads
-            inner, kv_width = heads * self.head_width, kv_heads * self.head_width
-            yield decoder_projections(tokens, self.width, inner, kv_width, precision, self.style), count
-            yield decoder_feed_forward(tokens, self.width, layer.feed_forward, precision, self.style), count
+            kv_heads = layer.kv_heads
+            inner, kv_width = kv_heads * group * head, kv_heads * head
+            yield decoder_projections(tokens, width, inner, kv_width, precision, style), count
+            yield decoder_feed_forward(tokens, width, layer.feed_forward, precision, style), count
             if self.adapter_width:
-                yield decoder_adapter(tokens, self.width, self.adapter_width, precision), count
-            attention = decoder_attention(
-                tokens,
-                seen,
-                kv_heads,
-                self.queries_per_kv_head,
-                self.head_width,
-                precision,
-                self.style.qk_norm,
-                cached if tokens < seen else None,
-            )
-            yield attention, count
+                yield decoder_adapter(tokens, width, self.adapter_width, precision), count
+            held = cached if tokens < seen else None
+            yield decoder_attention(tokens, seen, kv_heads, group, head, precision, style.qk_norm, held), count
 
     @property
     def parameters(self) -> int:

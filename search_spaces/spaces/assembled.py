@@ -75,13 +75,16 @@ DEPLOYED: Mapping[str, tuple[Value, ...]] = {
 LANGUAGE = ("language_precision", "kv_cache", "soft_tokens", "adapter_width")
 
 
+_PRECISIONS: Mapping[Value, Precision] = {precision.value: precision for precision in Precision}
+
+
 def deployed(point: Point) -> dict[str, Any]:
     """What `tiles` and the choices of DEPLOYED but the adapters, which are the decoder's, set of a config."""
     return {
-        "precision": Precision(str(point["language_precision"])),
-        "vision_precision": Precision(str(point["vision_precision"])),
-        "projector_precision": Precision(str(point["projector_precision"])),
-        "kv_precision": Precision(str(point["kv_cache"])),
+        "precision": _PRECISIONS[point["language_precision"]],
+        "vision_precision": _PRECISIONS[point["vision_precision"]],
+        "projector_precision": _PRECISIONS[point["projector_precision"]],
+        "kv_precision": _PRECISIONS[point["kv_cache"]],
         "tiles": int(point["tiles"]),
         "soft_tokens": int(point["soft_tokens"]),
     }

@@ -75,8 +75,9 @@ def standings(front: Sequence[Evaluation], experiment: Experiment, profile: Prof
     ]
     costs = pricer(experiment, cost_model("auto", profile), experiment.caps).prices([config for _, _, config in asked])
     configs = {member.id: member.config(experiment) for member in front}
+    minimised = [_minimised(member.cost, member.accuracy, experiment) for member in front]
     return [
-        _standing(name, quant, config, cost, front, configs, experiment, profile)
+        _standing(name, quant, config, cost, front, minimised, configs, experiment, profile)
         for (name, quant, config), cost in zip(asked, costs, strict=True)
     ]
 
@@ -119,12 +120,19 @@ def as_json(each: Standing) -> dict[str, Any]:
     }
 
 
+def _minimised(cost: RequestCost, accuracy: Accuracy | None, experiment: Experiment) -> list[float]:
+    """Accuracy and objectives, each so that less is better."""
+    names = dict.fromkeys(("accuracy", *experiment.objectives))
+    return [objective(name).value(cost, accuracy) * objective(name).sign for name in names]
+
+
 def _standing(
     name: str,
     quant: str,
     config: VLMConfig,
     cost: RequestCost,
     front: Sequence[Evaluation],
+    minimised: Sequence[list[float]],
     configs: dict[str, VLMConfig],
     experiment: Experiment,
     profile: Profile,
@@ -132,14 +140,12 @@ def _standing(
     score = mean_score(config)
     own = Accuracy(score.value, PROXY, Basis.PREDICTED)
 
-    def beats(member: Evaluation) -> bool:
-        signed = [
-            (objective(o).value(member.cost, member.accuracy) - objective(o).value(cost, own)) * objective(o).sign
-            for o in dict.fromkeys(("accuracy", *experiment.objectives))
-        ]
-        return max(signed) <= 0 and min(signed) < 0
-
-    better = [member for member in front if beats(member)]
+    mine = _minimised(cost, own, experiment)
+    better = []
+    for member, values in zip(front, minimised, strict=True):
+        worse = [one - other for one, other in zip(values, mine, strict=True)]
+        if max(worse) <= 0 and min(worse) < 0:
+            better.append(member)
     equal = [each for each in front if each.accuracy and each.accuracy.value >= score.value]
     member = max(better or front, key=lambda each: each.accuracy.value if each.accuracy else 0.0)
     return Standing(

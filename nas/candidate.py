@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ class _Part(NamedTuple):
         return _BASES[int(self.rank)]
 
 
+#: Held while tables grow: a study of Optuna's may ask from several threads.
+_LEARNING = threading.Lock()
 _BASES = tuple(Basis)
 _PRECISIONS = {precision: at for at, precision in enumerate(Precision)}
 #: Fields of a part that are sums over its groups, and the others.
@@ -118,9 +121,10 @@ class Pricer:
     def places(self, component: int, keys: Sequence[Hashable], configs: Sequence[PricedConfig]) -> Places:
         """Where one component of each config stands, by its key; those seen first are priced together."""
         known = self._known[component]
-        new = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
-        if new:
-            self._learn([(component, key, config) for key, config in new.items()])
+        with _LEARNING:
+            new = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
+            if new:
+                self._learn([(component, key, config) for key, config in new.items()])
         return np.fromiter(map(known.__getitem__, keys), np.intp, len(keys))
 
     def kernel_costs(self, config: PricedConfig, phase: Phase) -> list[tuple[Kernel, int, float, Basis]]:

@@ -70,12 +70,12 @@ def family(kernel: Kernel, machine: Machine) -> str:
 
 
 #: Kernels with fewer bytes of weights are timed with these in a cache (see timing.py), those with more from memory.
-_TIMED_IN_CACHE = 2**20
+TIMED_IN_CACHE = 2**20
 
 
 def cached_weight_bytes(kernel: Kernel) -> float:
     """Weights that a call reads, where the kernel's own seconds say what that takes from a cache, not from memory."""
-    return kernel.weight_bytes if kernel.weight_bytes < _TIMED_IN_CACHE else 0.0
+    return kernel.weight_bytes if kernel.weight_bytes < TIMED_IN_CACHE else 0.0
 
 
 def traffic_bytes(kernel: Kernel, tiles: Tiling, core: Core) -> list[float]:

@@ -12,11 +12,11 @@ time, and a price a byte of weights where a program has more of these than a las
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,13 @@ from cost_models.cost import Amount
 from cost_models.errors import CostError
 from cost_models.features import Core, family
 from cost_models.gaussian import GaussianProcess
-from cost_models.roofline import RooflineModel, least_s
+from cost_models.roofline import MOST_FASTER, RooflineModel
 from cost_models.tiles import Machine
 from hardware_profiles import Basis, Profile
 from search_spaces import Kernel, KernelKind, Phase, Precision
+
+if TYPE_CHECKING:
+    from cost_models.columns import Columns
 
 #: Fewer kernels than this make no predictor.
 LEAST_KERNELS = 40
@@ -129,6 +132,11 @@ class LearnedModel:
         self._basis = Basis.weakest(Basis.PREDICTED, *{row.basis for row in rows.values()})
         self._roofline = RooflineModel(profile)
         self._twins: dict[Kernel, tuple[Kernel, float]] = {}
+        self._own: dict[Kernel, float] = {}
+        peak = profile.formula_peak_ops_per_s  # as `roofline.least_s`, which computes it anew
+        self._most_ops_per_s = {precision: peak * faster for precision, faster in MOST_FASTER.items()}
+        #: Precisions that the table has kernels of: any other is priced by its twin in fp32 without a look.
+        self._tabled = frozenset(_tabled(rows, families))
 
     @classmethod
     def of(cls, profile: Profile) -> LearnedModel:
@@ -250,9 +258,37 @@ class LearnedModel:
         twins, factors = zip(*map(self._twin, kernels), strict=True) if kernels else ((), ())
         if all(twin is kernel for twin, kernel in zip(twins, kernels, strict=True)):
             return self._own_s(kernels)
-        least = [least_s(kernel, self.profile) for kernel in kernels]
-        priced: Array = np.maximum(self._own_s(twins) * np.array(factors), least)
+        own = list(dict.fromkeys(twins))  # precisions share theirs
+        seconds = dict(zip(own, self._own_s(own).tolist(), strict=True))
+        priced: Array = np.maximum(
+            np.array([seconds[twin] for twin in twins]) * np.array(factors), self._least_s(kernels)
+        )
         return priced
+
+    def priced_columns(
+        self, columns: Columns, rows: NDArray[np.intp], precision: Precision
+    ) -> tuple[Array, list[Basis]] | None:
+        """Seconds and bases of kernels in a precision that the table lacks; None where each is to be looked at."""
+        if precision is Precision.FP32 or precision in self._tabled:
+            return None
+        twins = [_in_fp32(kernel) if _stored(kernel) else kernel for kernel in (columns.kernels[r] for r in rows)]
+        unknown = list(dict.fromkeys(twin for twin in twins if twin not in self._own))
+        self._own |= zip(unknown, self._own_s(unknown).tolist(), strict=True)
+        own_s = np.array([self._own[twin] for twin in twins])
+        plain = np.array(columns.rows(twins), np.intp)
+        factors = self._roofline.columns_s(columns, rows, precision) / self._roofline.columns_s(
+            columns, plain, Precision.FP32
+        )
+        seconds = np.maximum(own_s * factors, columns.ops(rows) / self._most_ops_per_s[precision])
+        bases = [
+            Basis.ASSUMED if factor != 1.0 else self._rows[twin].basis if twin in self._rows else self._basis
+            for twin, factor in zip(twins, factors.tolist(), strict=True)
+        ]
+        return seconds, bases
+
+    def _least_s(self, kernels: Sequence[Kernel]) -> list[float]:
+        """As `least_s` of each."""
+        return [kernel.ops / self._most_ops_per_s[kernel.precision] for kernel in kernels]
 
     def _twin(self, kernel: Kernel) -> tuple[Kernel, float]:
         """The kernel in whose seconds it is priced, and as how many of them: itself, if the table has such."""
@@ -260,8 +296,9 @@ class LearnedModel:
             return kernel, 1.0
         if kernel not in self._twins:
             found = kernel, 1.0
-            if kernel not in self._rows and family(kernel, self._core.machine) not in self._families:
-                same = replace(kernel, precision=Precision.FP32, op="" if _stored(kernel) else kernel.op)
+            lacks = kernel.precision not in self._tabled and kernel.precision is not Precision.FP32
+            if lacks or (kernel not in self._rows and family(kernel, self._core.machine) not in self._families):
+                same = _in_fp32(kernel)
                 found = same, self._roofline.latency_s(kernel) / self._roofline.latency_s(same)
             self._twins[kernel] = found
         return self._twins[kernel]
@@ -271,7 +308,7 @@ class LearnedModel:
         unseen = np.flatnonzero(seconds == 0.0)
         if len(unseen):
             asked = [kernels[int(i)] for i in unseen]
-            predicted = np.maximum(self._predicted_s(asked), [least_s(kernel, self.profile) for kernel in asked])
+            predicted = np.maximum(self._predicted_s(asked), self._least_s(asked))
             seconds[unseen] = _reproducible(predicted)
         return seconds
 
@@ -337,6 +374,20 @@ _UNKNOWN = PredictorError(0, 0.0, 0.0, 0.0)
 def _stored(kernel: Kernel) -> bool:
     """Whether it reads a KV cache of a precision of its own."""
     return bool(kernel.op) and kernel.kind in (KernelKind.SCORES, KernelKind.VALUES)
+
+
+def _in_fp32(kernel: Kernel) -> Kernel:
+    """The same kernel in fp32, reading no cache of another precision; `replace` takes three times as long."""
+    op = "" if _stored(kernel) else kernel.op
+    return Kernel(
+        kernel.kind, kernel.m, kernel.n, kernel.k, kernel.batch, kernel.window, kernel.stride, op, kernel.epilogue
+    )
+
+
+def _tabled(rows: Iterable[Kernel], families: Iterable[str]) -> Iterator[Precision]:
+    """Precisions of a table's kernels and of the families of its predictor, whose names end in them."""
+    yield from {row.precision for row in rows}
+    yield from (precision for precision in Precision if any(name.endswith(f" {precision}") for name in families))
 
 
 def _members(kernels: Sequence[Kernel], machine: Machine) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,14 @@ from hardware_profiles import Basis, Profile
 from hardware_profiles.profile import TVM
 from search_spaces import Kernel, Phase, Precision
 
+if TYPE_CHECKING:
+    from cost_models.columns import Columns
+
+#: Precisions whose weights are widened to half precision to be computed with, where the device computes in it.
+WEIGHT_ONLY = (Precision.INT8, Precision.INT4)
 #: How much more a second a core computes at most than in fp32: a register holds twice, or four times the values, and
 #: matrix instructions for bytes double it again.
-MOST_FASTER = dict.fromkeys(Precision, 1.0) | {Precision.FP16: 2.0, Precision.W8A8: 8.0}
+MOST_FASTER = dict.fromkeys(Precision, 2.0) | {Precision.FP32: 1.0, Precision.W8A8: 8.0}
 
 
 def least_s(kernel: Kernel, profile: Profile) -> float:
@@ -38,16 +44,17 @@ class RooflineModel:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         peaks = profile.peak_ops_per_s
-        # Weight-only int8 and int4 dequantise and compute in fp32; fp16 falls back to fp32 where it is not native.
-        self._peak = dict.fromkeys(Precision, peaks.fp32.value)
-        if peaks.fp16:
-            self._peak[Precision.FP16] = peaks.fp16.value
+        # fp16, and with it weight-only int8 and int4, fall back to fp32 where it is not native
+        self._peak = dict.fromkeys(Precision, (peaks.fp16 or peaks.fp32).value)
+        self._peak[Precision.FP32] = peaks.fp32.value
         self._peak[Precision.W8A8] = peaks.int8.value if peaks.int8 else peaks.fp32.value * MOST_FASTER[Precision.W8A8]
         self._bandwidth = profile.bandwidth_bytes_per_s.value
         self._overhead = profile.kernel_overhead_s.value
         used = (peaks.fp32.basis, profile.bandwidth_bytes_per_s.basis, profile.kernel_overhead_s.basis)
         # A bound computed from measured facts is still a prediction.
         self._basis = Basis.weakest(Basis.PREDICTED, *used)
+        # that a runtime widens weights to half precision, as llama.cpp does, is no fact of the device
+        self._widened = Basis.weakest(self._basis, Basis.ASSUMED) if peaks.fp16 else self._basis
         self._known: dict[Kernel, float] = {}
 
     def latency_s(self, kernel: Kernel) -> float:
@@ -60,6 +67,20 @@ class RooflineModel:
             seconds = max(work, run.bytes_moved / self._bandwidth) + self._overhead
             self._known[kernel] = seconds
         return seconds
+
+    def columns_s(self, columns: Columns, rows: NDArray[np.intp], precision: Precision) -> NDArray[np.float64]:
+        """As `latency_s` of kernels in a precision, compiled by TVM."""
+        work = columns.work(rows) / self._peak[precision]
+        return np.asarray(np.maximum(work, columns.bytes_moved(rows, precision) / self._bandwidth) + self._overhead)
+
+    def priced_columns(
+        self, columns: Columns, rows: NDArray[np.intp], precision: Precision
+    ) -> tuple[NDArray[np.float64], list[Basis]] | None:
+        """Seconds and bases of kernels in a precision; None of other runtimes, which write caches in place."""
+        if self.profile.runtime != TVM:
+            return None
+        basis = self._widened if precision in WEIGHT_ONLY else self._basis
+        return self.columns_s(columns, rows, precision), [basis] * len(rows)
 
     def latencies_s(self, kernels: Sequence[Kernel]) -> NDArray[np.float64]:
         """As `CostModel.latencies_s`."""
@@ -82,7 +103,7 @@ class RooflineModel:
 
     def bases(self, kernels: Sequence[Kernel]) -> list[Basis]:
         """As `CostModel.bases`."""
-        return [self._basis] * len(kernels)
+        return [self._widened if kernel.precision in WEIGHT_ONLY else self._basis for kernel in kernels]
 
 
 def _check(kernels: Sequence[Kernel]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from cost_models.models import cost_model
 from hardware_profiles import Basis, Profile
 from nas.archive import Evaluation
 from nas.experiment import Experiment
+from nas.fitting import would_fit
 from nas.objectives import Accuracy, objective
 from nas.placement import pricer
 from nas.proxies.published import Score
 from nas.proxies.published_config import lead, mean_score
-from search_spaces import Precision, VLMConfig
+from search_spaces import Precision, SearchSpace, VLMConfig
 from search_spaces.systems import QUANTS, reference_systems, with_quant
 
 #: The proxy that scores published models and candidates alike.
@@ -41,6 +42,7 @@ class Standing:
     beaten: bool
     ahead: Score
     fits: bool
+    would_fit: dict[str, float]  # bytes under each scheme that would, where it does not fit
     fastest: Evaluation | None
 
     @property
@@ -63,7 +65,7 @@ def standings(front: Sequence[Evaluation], experiment: Experiment, profile: Prof
     space = experiment.searched
     if not front or any(member.accuracy is None or member.accuracy.proxy != PROXY for member in front):
         return []
-    quants = [quant for quant in space.choices.get("precision", QUANTS) if quant in QUANTS]
+    quants = [quant for quant, sets in QUANTS.items() if _has(space, sets)]
     caches: list[Precision | None] = [Precision(str(cache)) for cache in space.choices.get("kv_cache", ())]
     asked = [
         (name, str(quant), dataclasses.replace(with_quant(system.config, str(quant)), kv_precision=cache))
@@ -73,10 +75,18 @@ def standings(front: Sequence[Evaluation], experiment: Experiment, profile: Prof
     ]
     costs = pricer(experiment, cost_model("auto", profile), experiment.caps).prices([config for _, _, config in asked])
     configs = {member.id: member.config(experiment) for member in front}
+    minimised = [_minimised(member.cost, member.accuracy, experiment) for member in front]
     return [
-        _standing(name, quant, config, cost, front, configs, experiment.objectives, profile)
+        _standing(name, quant, config, cost, front, minimised, configs, experiment, profile)
         for (name, quant, config), cost in zip(asked, costs, strict=True)
     ]
+
+
+def _has(space: SearchSpace, sets: Mapping[str, Precision]) -> bool:
+    """Whether a space has a scheme's precisions for all three parts; one that chooses none has every scheme."""
+    parts = {"vision_precision": "vision", "projector_precision": "projector", "precision": "language"}
+    asked = {f"{part}_precision": sets.get(name, sets["precision"]) for name, part in parts.items()}
+    return all(precision in space.choices.get(choice, (precision,)) for choice, precision in asked.items())
 
 
 def hardest(found: Sequence[Standing]) -> list[Standing]:
@@ -99,6 +109,7 @@ def as_json(each: Standing) -> dict[str, Any]:
         "time_to_first_token_s": each.cost.time_to_first_token_s,
         "peak_bytes": each.cost.memory.peak_bytes,
         "fits_in_memory": each.fits,
+        "would_fit": each.would_fit,
         "basis": each.cost.basis.value,
         "score": {"value": each.score.value, "low": each.score.low, "high": each.score.high},
         "beaten": each.beaten,
@@ -109,27 +120,32 @@ def as_json(each: Standing) -> dict[str, Any]:
     }
 
 
+def _minimised(cost: RequestCost, accuracy: Accuracy | None, experiment: Experiment) -> list[float]:
+    """Accuracy and objectives, each so that less is better."""
+    names = dict.fromkeys(("accuracy", *experiment.objectives))
+    return [objective(name).value(cost, accuracy) * objective(name).sign for name in names]
+
+
 def _standing(
     name: str,
     quant: str,
     config: VLMConfig,
     cost: RequestCost,
     front: Sequence[Evaluation],
+    minimised: Sequence[list[float]],
     configs: dict[str, VLMConfig],
-    objectives: Sequence[str],
+    experiment: Experiment,
     profile: Profile,
 ) -> Standing:
     score = mean_score(config)
     own = Accuracy(score.value, PROXY, Basis.PREDICTED)
 
-    def beats(member: Evaluation) -> bool:
-        signed = [
-            (objective(o).value(member.cost, member.accuracy) - objective(o).value(cost, own)) * objective(o).sign
-            for o in dict.fromkeys(("accuracy", *objectives))
-        ]
-        return max(signed) <= 0 and min(signed) < 0
-
-    better = [member for member in front if beats(member)]
+    mine = _minimised(cost, own, experiment)
+    better = []
+    for member, values in zip(front, minimised, strict=True):
+        worse = [one - other for one, other in zip(values, mine, strict=True)]
+        if max(worse) <= 0 and min(worse) < 0:
+            better.append(member)
     equal = [each for each in front if each.accuracy and each.accuracy.value >= score.value]
     member = max(better or front, key=lambda each: each.accuracy.value if each.accuracy else 0.0)
     return Standing(
@@ -142,5 +158,6 @@ def _standing(
         beaten=bool(better),
         ahead=lead(configs[member.id], config),
         fits=cost.memory.peak_bytes <= profile.usable_memory_bytes,
+        would_fit=would_fit(config, experiment.workload.workload(), profile.usable_memory_bytes, cost.memory),
         fastest=min(equal, key=lambda each: each.cost.latency_s, default=None),
     )

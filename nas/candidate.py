@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+import threading
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.columns import Columns, seconds_and_bases
 from cost_models.cost import Cost, Memory, RequestCost
 from cost_models.energy import energy_j
-from cost_models.features import cached_weight_bytes
-from cost_models.memory import Live, live, merge
 from cost_models.models import CostModel
 from hardware_profiles import Basis
-from search_spaces import Kernel, KernelGroup, Phase, PricedConfig, VLMConfig, Workload
+from search_spaces import Kernel, KernelGroup, Phase, Precision, PricedConfig, VLMConfig, Workload
 
 Array = NDArray[np.float64]
 #: Where parts stand in the tables of a `Pricer`.
@@ -29,23 +29,33 @@ class _Part(NamedTuple):
 
     latency_s: float
     timed_s: float
-    basis: Basis
-    peak_bytes: float
-    calls: int
+    calls: float
     weight_bytes: float  # as `CostModel.overhead_s` asks
-    parameters: int
+    rank: float  # of the basis
+    peak_bytes: float
+    parameters: float
     stored_bytes: float
     cache_bytes: float
 
+    @property
+    def basis(self) -> Basis:
+        """How the seconds were obtained."""
+        return _BASES[int(self.rank)]
 
-class _Group(NamedTuple):
-    """Kernels that always run together."""
 
-    latency_s: float
-    timed_s: float
-    basis: Basis
-    weight_bytes: float
-    live: Live
+#: Held while tables grow: a study of Optuna's may ask from several threads.
+_LEARNING = threading.Lock()
+_BASES = tuple(Basis)
+_PRECISIONS = {precision: at for at, precision in enumerate(Precision)}
+#: Fields of a part that are sums over its groups, and the others.
+_SUMMED = np.arange(4)
+_BASIS, _PEAK, _PARAMETERS, _STORED, _CACHE = range(4, 9)
+
+
+def _groups(
+    part: tuple[PricedConfig, Precision, Sequence[KernelGroup]],
+) -> Iterator[tuple[Precision, tuple[Kernel, ...]]]:
+    return ((part[1], group) for group, _ in part[2])
 
 
 class Pricer:
@@ -53,11 +63,15 @@ class Pricer:
 
     def __init__(self, model: CostModel, workload: Workload) -> None:
         self.model, self.workload = model, workload
-        self._groups: dict[tuple[Kernel, ...], _Group] = {}
+        self._columns = Columns()
+        #: Groups in fp32 by identity, each kept alive beside its number; their kernels; numbers by group and precision.
+        self._group_of: dict[int, tuple[tuple[Kernel, ...], int]] = {}
+        self._group_rows: list[Places] = []
+        self._group_numbers = np.empty((8, 0))
         #: Vision, projector, language: where the parts of a key stand; a language key has two, prefill and decode.
         self._known: tuple[dict[Hashable, int], ...] = ({}, {}, {})
-        self._parts: tuple[list[_Part], ...] = ([], [], [], [])
-        self._tables = [np.empty((len(_Part._fields) - 2, 0)) for _ in _PHASES]
+        #: By phase, the fields of `_Part` of every part.
+        self._tables = [np.empty((len(_Part._fields), 0)) for _ in _PHASES]
 
     def price(self, config: PricedConfig) -> RequestCost:
         """The cost of one request to `config`."""
@@ -83,8 +97,8 @@ class Pricer:
         """As `columns`, of configs whose parts stand there (`places`)."""
         at = (vision_at, projector_at, language_at, language_at)
         # each (phases, configs)
-        seconds, calls, read, peak_bytes, parameters, stored, cached = np.array(
-            [self._table(phase)[:, where] for phase, where in enumerate(at)]
+        seconds, _, calls, read, _, peak_bytes, parameters, stored, cached = np.array(
+            [table[:, where] for table, where in zip(self._tables, at, strict=True)]
         ).transpose(1, 0, 2)
         overhead_s = self.model.overhead_s
         vision = seconds[0] + overhead_s(Phase.VISION, calls[0] + calls[1], seconds[0] + seconds[1], read[0] + read[1])
@@ -107,9 +121,10 @@ class Pricer:
     def places(self, component: int, keys: Sequence[Hashable], configs: Sequence[PricedConfig]) -> Places:
         """Where one component of each config stands, by its key; those seen first are priced together."""
         known = self._known[component]
-        new = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
-        if new:
-            self._learn([(component, key, config) for key, config in new.items()])
+        with _LEARNING:
+            new = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
+            if new:
+                self._learn([(component, key, config) for key, config in new.items()])
         return np.fromiter(map(known.__getitem__, keys), np.intp, len(keys))
 
     def kernel_costs(self, config: PricedConfig, phase: Phase) -> list[tuple[Kernel, int, float, Basis]]:
@@ -121,76 +136,85 @@ class Pricer:
         seconds, bases = self.model.latencies_s(kernels).tolist(), self.model.bases(kernels)
         return list(zip(kernels, counts, seconds, bases, strict=True))
 
-    def _table(self, phase: int) -> Array:
-        """What `joined` adds up of every part of a phase: (numbers, parts)."""
-        table, parts = self._tables[phase], self._parts[phase]
-        if table.shape[1] < len(parts):
-            new = [
-                (
-                    part.latency_s,
-                    part.calls,
-                    part.weight_bytes,
-                    part.peak_bytes,
-                    part.parameters,
-                    part.stored_bytes,
-                    part.cache_bytes,
-                )
-                for part in parts[table.shape[1] :]
-            ]
-            self._tables[phase] = table = np.hstack([table, np.array(new).T])
-        return table
-
     def _learn(self, missing: Sequence[tuple[int, Hashable, PricedConfig]]) -> None:
         counted = [
-            [(phase, config.groups(phase, self.workload)) for phase in _COMPONENTS[component]]
+            (phase, config, config.precision_of(phase), config.groups(phase, self.workload, Precision.FP32))
             for component, _, config in missing
+            for phase in _COMPONENTS[component]
         ]
-        groups = {group for phases in counted for _, found in phases for group, _ in found}
-        # not groups - self._groups.keys(): that walks through all that are known
-        self._learn_groups({group for group in groups if group not in self._groups})
-        for (component, key, config), phases in zip(missing, counted, strict=True):
-            self._known[component][key] = len(self._parts[component])
-            for phase, found in phases:
-                self._parts[_PHASES.index(phase)].append(self._part(found, config, phase))
+        for component, key, _ in missing:
+            known = self._known[component]
+            known[key] = len(known)
+        for phase in dict.fromkeys(phase for phase, *_ in counted):
+            new = [(config, precision, found) for own, config, precision, found in counted if own is phase]
+            at = _PHASES.index(phase)
+            self._tables[at] = np.hstack([self._tables[at], self._parts(phase, new)])
 
-    def _part(self, found: Sequence[KernelGroup], config: PricedConfig, phase: Phase) -> _Part:
-        if not found:  # this model has no such phase: it takes nothing, and weakens the basis of nothing
-            return _Part(0.0, 0.0, Basis.MEASURED, 0.0, 0, 0.0, config.parameters_of(phase), 0.0, 0.0)
-        groups = [(self._groups[group], count, len(group)) for group, count in found]
-        return _Part(
-            latency_s=sum(group.latency_s * count for group, count, _ in groups),
-            timed_s=sum(group.timed_s * count for group, count, _ in groups),
-            basis=Basis.weakest(*(group.basis for group, _, _ in groups)),
-            peak_bytes=merge(group.live for group, _, _ in groups).peak_bytes,
-            calls=sum(count * kernels for _, count, kernels in groups),
-            weight_bytes=sum(group.weight_bytes * count for group, count, _ in groups),
-            parameters=config.parameters_of(phase),
-            # the decoder's weights are those of its prefill
-            stored_bytes=0.0 if phase is Phase.DECODE else config.stored_bytes(phase),
-            cache_bytes=config.kv_cache_bytes(self.workload) if phase is Phase.DECODE else 0.0,
+    def _parts(self, phase: Phase, new: Sequence[tuple[PricedConfig, Precision, Sequence[KernelGroup]]]) -> Array:
+        """Numbers of parts in one phase, as fields of `_Part`: (fields, parts)."""
+        table = np.zeros((len(_Part._fields), len(new)))
+        for at, (config, _, found) in enumerate(new):
+            table[_PARAMETERS, at] = config.parameters_of(phase)
+            if found:  # else this model has no such phase: it takes nothing, and weakens the basis of nothing
+                # the decoder's weights are those of its prefill
+                table[_STORED, at] = 0.0 if phase is Phase.DECODE else config.stored_bytes(phase)
+                table[_CACHE, at] = config.kv_cache_bytes(self.workload) if phase is Phase.DECODE else 0.0
+        has = [at for at, (_, _, found) in enumerate(new) if found]
+        if has:
+            numbers = self._numbers([(precision, group) for at in has for precision, group in _groups(new[at])])
+            times = np.array([count for at in has for _, count in new[at][2]], float)
+            starts = np.cumsum([0, *(len(new[at][2]) for at in has)])[:-1]
+            table[_SUMMED[:, None], has] = np.add.reduceat(numbers[: len(_SUMMED)] * times, starts, axis=1)
+            basis, own, stream, adding = np.maximum.reduceat(numbers[len(_SUMMED) :], starts, axis=1)
+            table[_BASIS, has] = basis
+            table[_PEAK, has] = np.maximum(own + stream, adding)
+        return table
+
+    def _numbers(self, asked: Sequence[tuple[Precision, tuple[Kernel, ...]]]) -> Array:
+        """Of groups in a precision: latency, timed seconds, calls, weight bytes; basis and `Live`: (8, groups)."""
+        numbered = np.array([self._number(group) for _, group in asked], np.intp)
+        precisions = np.array([_PRECISIONS[precision] for precision, _ in asked], np.intp)
+        codes = numbered * len(_PRECISIONS) + precisions
+        size = len(self._group_rows) * len(_PRECISIONS)
+        if self._group_numbers.shape[1] < size:
+            more = np.full((8, 2 * size - self._group_numbers.shape[1]), np.nan)
+            self._group_numbers = np.hstack([self._group_numbers, more])
+        unknown = np.unique(codes[np.isnan(self._group_numbers[0, codes])])
+        for precision, at in _PRECISIONS.items():
+            which = unknown[unknown % len(_PRECISIONS) == at]
+            if len(which):
+                groups = [self._group_rows[number] for number in (which // len(_PRECISIONS)).tolist()]
+                self._group_numbers[:, which] = self._of_groups(groups, precision)
+        return self._group_numbers[:, codes]
+
+    def _number(self, group: tuple[Kernel, ...]) -> int:
+        """The number of a group in fp32; groups come from caches, so that most are the same objects again."""
+        known = self._group_of.get(id(group))
+        if known is None:
+            self._group_rows.append(np.array(self._columns.rows(group), np.intp))
+            known = self._group_of[id(group)] = (group, len(self._group_rows) - 1)
+        return known[1]
+
+    def _of_groups(self, groups: Sequence[Places], precision: Precision) -> Array:
+        """As `_numbers`, of groups as rows of columns."""
+        starts = np.cumsum([0, *map(len, groups)])[:-1]
+        rows, where = np.unique(np.concatenate(groups), return_inverse=True)
+        seconds, bases = seconds_and_bases(self.model, self._columns, rows, precision)
+        timed = [second if basis is Basis.MEASURED else 0.0 for second, basis in zip(seconds, bases, strict=True)]
+        calls = np.ones(len(rows))
+        summed = np.array([seconds, timed, calls, self._columns.cached_weight_bytes(rows, precision)])
+        ranks = np.array([[basis.rank for basis in bases]], float)
+        greatest = np.vstack([ranks, self._columns.live(rows, precision)])
+        return np.vstack(
+            [np.add.reduceat(summed[:, where], starts, axis=1), np.maximum.reduceat(greatest[:, where], starts, axis=1)]
         )
-
-    def _learn_groups(self, groups: Collection[tuple[Kernel, ...]]) -> None:
-        kernels = list(dict.fromkeys(kernel for group in groups for kernel in group))
-        if not kernels:
-            return
-        bases = self.model.bases(kernels)
-        each = {
-            kernel: _Group(
-                seconds, seconds if basis is Basis.MEASURED else 0.0, basis, cached_weight_bytes(kernel), live([kernel])
-            )
-            for kernel, seconds, basis in zip(kernels, self.model.latencies_s(kernels).tolist(), bases, strict=True)
-        }
-        for group in groups:
-            seconds, timed, basis, weight_bytes, alive = zip(*map(each.__getitem__, group), strict=True)
-            self._groups[group] = _Group(
-                sum(seconds), sum(timed), Basis.weakest(*set(basis)), sum(weight_bytes), merge(alive)
-            )
 
     def _price(self, vision_at: int, projector_at: int, language_at: int) -> RequestCost:
         at = (vision_at, projector_at, language_at, language_at)
-        vision, projector, prefill, decode = parts = [found[i] for found, i in zip(self._parts, at, strict=True)]
-        parameters = vision.parameters + projector.parameters + prefill.parameters
+        vision, projector, prefill, decode = parts = [
+            _Part(*table[:, i].tolist()) for table, i in zip(self._tables, at, strict=True)
+        ]
+        parameters = round(vision.parameters + projector.parameters + prefill.parameters)
         memory = Memory(
             vision.stored_bytes + projector.stored_bytes + prefill.stored_bytes,
             decode.cache_bytes,

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cost_models.cost import Memory
 from cost_models.models import cost_model
 from hardware_profiles import Profile
 from nas.archive import Archive
 from nas.candidate import Pricer
 from nas.errors import NasError
+from nas.fitting import would_fit
 from nas.placement import placed
 from nas.query import find, numbers, phases_s, placement_json
 from search_spaces import ClassifierConfig, Phase, VLMConfig, Workload, unknown
 from search_spaces.classifier_systems import reference_classifiers
 from search_spaces.reference import named, plain
-from search_spaces.systems import QUANTS, Described, reference_systems, with_quant
+from search_spaces.systems import Described, reference_systems, with_quant
 
 #: The request to a published model, unless another is asked for (assumed: a question, an answer of a sentence or two).
 FULL_SIZE = Workload(prompt_tokens=40, new_tokens=64)
@@ -215,23 +214,6 @@ def predict(
             if kind == GENERATES or name not in OF_TOKENS
         },
         "fits_in_memory": cost.memory.peak_bytes <= profile.usable_memory_bytes,
-        "would_fit": _would_fit(config, workload, profile, cost.memory, here),
+        "would_fit": would_fit(config, workload, profile.usable_memory_bytes, cost.memory, here),
         "phases": phases,
     }
-
-
-def _would_fit(
-    config: Described, workload: Workload, profile: Profile, memory: Memory, phases: Sequence[Phase]
-) -> dict[str, float]:
-    """Where what runs on the device does not fit: its bytes under each scheme that would, the largest first."""
-    if memory.peak_bytes <= profile.usable_memory_bytes:
-        return {}
-    found = {}
-    for quant in QUANTS:
-        smaller = with_quant(config, quant)
-        needed = memory.activation_bytes + sum(smaller.stored_bytes(p) for p in phases if p is not Phase.DECODE)
-        if Phase.DECODE in phases:
-            needed += smaller.kv_cache_bytes(workload)
-        if needed <= profile.usable_memory_bytes:
-            found[quant] = needed
-    return dict(sorted(found.items(), key=lambda item: -item[1]))

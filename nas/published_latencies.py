@@ -97,7 +97,8 @@ def _kernels(
         if not _is_one(name, decoders):
             raise unknown("decoder or system", model, [*decoders, *systems])
         decoder = named("decoder", name, decoders)
-        return decoder.kernels(tokens if phase == "prefill" else 1, tokens, precision), repr(decoder.dimensions)
+        rows, cached = tokens if phase == "prefill" else 1, scheme.get("kv_precision")
+        return decoder.kernels(rows, tokens, precision, cached), repr(decoder.dimensions)
     if not _is_one(model, systems):
         known = [*systems, *encoders] if phase == "encode" else [*systems]
         raise unknown("encoder or system" if phase == "encode" else "system", model, known)

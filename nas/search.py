@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +14,10 @@ from optuna.trial import TrialState
 
 from nas import pareto
 from nas.archive import Archive, Evaluation
-from nas.candidate import Pricer
+from nas.candidate import Array, Pricer
 from nas.errors import NasError
 from nas.experiment import Experiment
+from nas.fitting import memory_told, owner_of
 from nas.objectives import CAPS, OBJECTIVES, Accuracy, Violation, excesses, violations, with_memory
 from nas.placement import PlacedPricer
 from nas.pricing import tabled
@@ -23,6 +25,7 @@ from nas.proxies import proxy
 from nas.samplers import SAMPLERS, Priced, Task
 from nas.tally import Tally, drop_unfinished
 from search_spaces import Point, SearchSpace, Value, VLMConfig
+from search_spaces.space import Indices
 
 #: A search gives up after so many refused candidates for each one wanted.
 REFUSED_LIMIT = 200
@@ -52,9 +55,9 @@ def check_caps(experiment: Experiment, pricer: Pricer | PlacedPricer, seed: int)
     caps.pop("min_accuracy", None)
     space = experiment.searched
     priced = tabled(space, pricer)
-    ends = [{name: pick(values) for name, values in space.choices.items()} for pick in (min, max)]
+    ends = _ends(space)
     drawn = space.sample_indices(np.random.default_rng(seed), priced.handful)
-    for indices in (space.indices(ends), np.vstack([space.indices(ends), drawn])):
+    for indices in (ends, np.vstack([ends, drawn])):
         columns = priced.columns(indices)
         past = excesses(caps, columns)
         if np.any(np.max(list(past.values()), axis=0) <= 0):
@@ -63,13 +66,25 @@ def check_caps(experiment: Experiment, pricer: Pricer | PlacedPricer, seed: int)
     nearest = {cap: float(columns[o.column].min()) * o.scale for cap, o in bounded.items()}
     impossible = [cap for cap, limit in caps.items() if limit < nearest[cap]]
     if impossible:
+
+        def needed(cap: str, of: SearchSpace) -> tuple[Indices, Array]:
+            points = np.vstack([_ends(of), of.sample_indices(np.random.default_rng(seed), priced.handful)])
+            return points, tabled(of, pricer).columns(points)[bounded[cap].column] * bounded[cap].scale
+
         told = "; ".join(
-            f"{cap} = {caps[cap]:g} cannot be met, the nearest reachable value is about {nearest[cap]:.3g}"
+            memory_told(owner, caps[cap], experiment, partial(needed, cap))
+            if (owner := owner_of(cap, caps[cap], experiment))
+            else f"{cap} = {caps[cap]:g} cannot be met, the nearest reachable value is about {nearest[cap]:.3g}"
             for cap in impossible
         )
     else:
         told = "no model meets all caps at once: loosen one of " + ", ".join(f"{c} = {v:g}" for c, v in caps.items())
     raise NasError(f"{experiment.name} on {experiment.device}: {told}")
+
+
+def _ends(space: SearchSpace) -> Indices:
+    """The points of every choice's first value, and of every choice's last."""
+    return np.array([[pick(0, len(values) - 1) for values in space.choices.values()] for pick in (min, max)], np.intp)
 
 
 def search(

@@ -56,9 +56,9 @@ class ClassifierConfig:
         own = {Phase.VISION: self.vision_precision, Phase.PROJECTOR: self.projector_precision}.get(phase)
         return own or self.precision
 
-    def groups(self, phase: Phase, workload: Workload) -> tuple[KernelGroup, ...]:
+    def groups(self, phase: Phase, workload: Workload, precision: Precision | None = None) -> tuple[KernelGroup, ...]:
         """Kernels of one phase in groups; none in decode, and none in prefill where the labels are known beforehand."""
-        precision, found = self.precision_of(phase), list[KernelGroup]()
+        precision, found = precision or self.precision_of(phase), list[KernelGroup]()
         if phase is Phase.VISION:
             found += self.head.vision_groups(self.vision, precision)
         elif phase is Phase.PROJECTOR:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from search_spaces.encoders import ENCODERS
 from search_spaces.errors import ConfigError
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from search_spaces.network import VisionLanguageModel
 
 
+#: Matrices: how often each is stored, its columns and the length of a column.
+_Matrices = tuple[tuple[int, int, int], ...]
+
+
 @lru_cache(maxsize=1 << 15)
 def _projector_kernels(
     projector: Projector, grid: int, vision_width: int, width: int, precision: Precision
@@ -38,25 +43,39 @@ def _projector_kernels(
 
 
 @lru_cache(maxsize=1 << 15)
-def _decoder_bytes(language: LanguageConfig, soft_tokens: int, precision: Precision) -> float:
-    table = language.vocabulary * language.width if language.untied else 0
-    groups = tuple(language.groups(1, 2, 1, precision))
-    own = language.parameters + soft_tokens * language.width - table
-    scaled = precision.matrix_bytes(language.vocabulary, language.width) if table else 0.0
-    return _stored_bytes(own, groups, precision) + scaled
+def _decoder_matrices(language: LanguageConfig) -> _Matrices:
+    found = _matrices(language.groups(1, 2, 1, Precision.FP32))
+    return (*found, (1, language.vocabulary, language.width)) if language.untied else found
 
 
-def _stored_bytes(parameters: int, groups: Sequence[KernelGroup], precision: Precision) -> float:
-    """Bytes of parameters of which the kernels' matrices are stored with scales; those of no matrix as activations."""
-    if precision in (Precision.FP32, Precision.FP16):  # no scales, and all of one size
-        return parameters * precision.bytes
-    total = 0.0
+@lru_cache(maxsize=1 << 12)
+def _encoder_matrices(vision: Hashable) -> _Matrices:
+    return _matrices(cast(ImageEncoder, vision).groups(Precision.FP32))
+
+
+@lru_cache(maxsize=1 << 15)
+def _projector_matrices(projector: Projector, grid: int, vision_width: int, width: int) -> _Matrices:
+    return _matrices([(_projector_kernels(projector, grid, vision_width, width, Precision.FP32), 1)])
+
+
+def _matrices(groups: Iterable[KernelGroup]) -> _Matrices:
+    """Matrices that kernels read, whose weights are stored at their precision: (count, columns, k)."""
+    kinds = (KernelKind.LINEAR, KernelKind.CONV, KernelKind.DEPTHWISE_CONV)
+    found = Counter[tuple[int, int]]()
     for group, count in groups:
         for kernel in group:
-            if kernel.kind in (KernelKind.LINEAR, KernelKind.CONV, KernelKind.DEPTHWISE_CONV):
-                total += count * precision.matrix_bytes(kernel.n, kernel.k)
-                parameters -= count * kernel.n * kernel.k
-    return total + parameters * precision.activation_bytes
+            if kernel.kind in kinds:
+                found[kernel.n, kernel.k] += count
+    return tuple((count, n, k) for (n, k), count in found.items())
+
+
+def _stored_bytes(parameters: int, matrices: _Matrices, precision: Precision) -> float:
+    """Bytes of parameters of which matrices are stored with scales; those of no matrix as activations."""
+    if precision in (Precision.FP32, Precision.FP16):  # no scales, and all of one size
+        return parameters * precision.bytes
+    apart = parameters - sum(count * n * k for count, n, k in matrices)
+    scaled = sum(count * precision.matrix_bytes(n, k) for count, n, k in matrices)
+    return scaled + apart * precision.activation_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +120,11 @@ class VLMConfig:
 
     def precision_of(self, phase: Phase) -> Precision:
         """The precision of the weights that a phase reads."""
-        own = {Phase.VISION: self.vision_precision, Phase.PROJECTOR: self.projector_precision}.get(phase)
-        return own or self.precision
+        if phase is Phase.VISION:
+            return self.vision_precision or self.precision
+        if phase is Phase.PROJECTOR:
+            return self.projector_precision or self.precision
+        return self.precision
 
     def prompt_length(self, workload: Workload) -> int:
         """Rows of a prefill: learned ones, image tokens and text."""
@@ -112,9 +134,12 @@ class VLMConfig:
         """Rows of the KV cache: prompt and generated tokens; every decode step attends to all of them."""
         return self.prompt_length(workload) + workload.new_tokens
 
-    def groups(self, phase: Phase, workload: Workload) -> tuple[KernelGroup, ...]:
-        """Kernels of one phase in groups that recur from config to config; the decode phase is one token."""
-        precision, cached = self.precision_of(phase), self.kv_precision
+    def groups(self, phase: Phase, workload: Workload, precision: Precision | None = None) -> tuple[KernelGroup, ...]:
+        """Kernels of one phase in groups that recur from config to config; the decode phase is one token.
+
+        With a `precision`, as if the phase's weights had that.
+        """
+        precision, cached = precision or self.precision_of(phase), self.kv_precision
         if phase is Phase.PREFILL:
             rows = self.prompt_length(workload)
             return tuple(self.language.groups(rows, rows, workload.prompt_tokens, precision, cached))
@@ -176,13 +201,12 @@ class VLMConfig:
         """
         precision = self.precision_of(phase)
         if phase is Phase.VISION:
-            groups = tuple(self.vision.groups(precision))
-            return _stored_bytes(self.vision.parameters - self.vision.idle_parameters, groups, precision)
+            parameters = self.vision.parameters - self.vision.idle_parameters
+            return _stored_bytes(parameters, _encoder_matrices(cast(Hashable, self.vision)), precision)
         if phase is Phase.PROJECTOR:
-            widths = (self.vision.width, self.language.width)
-            kernels = _projector_kernels(self.projector, self.vision.grid, *widths, precision)
-            return _stored_bytes(self.component_parameters["projector"], ((kernels, 1),), precision)
-        return _decoder_bytes(self.language, self.soft_tokens, precision)
+            sizes = (self.projector, self.vision.grid, self.vision.width, self.language.width)
+            return _stored_bytes(self.parameters_of(phase), _projector_matrices(*sizes), precision)
+        return _stored_bytes(self.parameters_of(phase), _decoder_matrices(self.language), precision)
 
     @property
     def weight_bytes(self) -> float:

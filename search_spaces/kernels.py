@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 
 #: Weights along k that share a scale in int4.
 INT4_GROUP = 32
@@ -42,6 +43,8 @@ class Precision(StrEnum):
     INT8 = "int8"
     INT4 = "int4"
     W8A8 = "w8a8"
+
+    __hash__ = str.__hash__  # caches of kernels hash it millions of times
 
     @property
     def bytes(self) -> float:
@@ -78,6 +81,8 @@ class Phase(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
 
+    __hash__ = str.__hash__
+
 
 class KernelKind(StrEnum):
     """The core operation of a kernel."""
@@ -92,6 +97,8 @@ class KernelKind(StrEnum):
     POOLING = "pooling"
     ELEMENTWISE = "elementwise"
     GATHER = "gather"
+
+    __hash__ = str.__hash__
 
 
 #: Kinds whose operations torch's FlopCounterMode counts too: the truth test compares exactly these.
@@ -135,6 +142,12 @@ EPILOGUES: dict[str, tuple[int, int]] = {
 }
 
 
+@cache
+def _epilogue(names: tuple[str, ...]) -> tuple[int, int]:
+    """(operations per output element, whole tensors read as activations) of an epilogue."""
+    return sum(EPILOGUES[name][0] for name in names), sum(EPILOGUES[name][1] for name in names if name != "positions")
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """One request: how many images, text tokens in the prompt and generated tokens."""
@@ -166,7 +179,8 @@ class Kernel:
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        if min(self.m, self.n, self.k, self.batch, self.window, self.stride) < 1:
+        m, n, k = self.m, self.n, self.k  # spelt out: a search makes hundreds of thousands
+        if m < 1 or n < 1 or k < 1 or self.batch < 1 or self.window < 1 or self.stride < 1:
             raise ValueError(f"every size of a kernel must be >= 1, but got {self}")
         known = OPS_PER_ELEMENT.get(self.kind)
         if known is None and self.op:
@@ -215,7 +229,7 @@ class Kernel:
     @property
     def epilogue_ops(self) -> int:
         """Arithmetic operations of the fused elementwise part."""
-        return self.outputs * sum(EPILOGUES[name][0] for name in self.epilogue)
+        return self.outputs * _epilogue(self.epilogue)[0]
 
     @property
     def weights(self) -> int:
@@ -263,9 +277,13 @@ class Kernel:
         return self.outputs
 
     @property
+    def fused_reads(self) -> int:
+        """Whole tensors of activations that the epilogue reads."""
+        return _epilogue(self.epilogue)[1]
+
+    @property
     def activation_bytes(self) -> float:
         """Bytes of activations read and written, each tensor counted once."""
-        fused_reads = sum(EPILOGUES[name][1] for name in self.epilogue if name != "positions")
         size = self.precision.activation_bytes
         if self.kind is KernelKind.LINEAR and self.precision is Precision.W8A8:
             read = self.inputs + self.m * size  # bytes, and a scale for each row
@@ -274,7 +292,7 @@ class Kernel:
             read = self.batch * (self.m * self.k * size + Precision(self.op).matrix_bytes(rows, width))
         else:
             read = self.inputs * size
-        return read + self.outputs * (1 + fused_reads) * size
+        return read + self.outputs * (1 + self.fused_reads) * size
 
     @property
     def bytes_moved(self) -> float:

@@ -135,50 +135,68 @@ def decoder_attention(
 
 
 @cache
-def decoder_matrices(
-    tokens: int,
-    width: int,
-    inner: int,
-    kv_width: int,
-    feed_forward: int,
-    precision: Precision,
-    family: Family = _LLAMA,
-    adapter: int = 0,
+def decoder_projections(
+    tokens: int, width: int, inner: int, kv_width: int, precision: Precision, family: Family = _LLAMA
 ) -> tuple[Kernel, ...]:
-    """Kernels of one block around its attention: norms, projections and feed-forward over `tokens` rows of `width`.
-
-    Queries of all heads are `inner` wide, `adapter` is the width of a bottleneck behind the feed-forward, or none.
-    """
-    act, bias = family.activation, ("bias",) if family.bias else ()
-    added = () if family.post_norms else ("residual",)  # a norm stands between
-
-    def linear(n: int, k: int, *epilogue: str) -> Kernel:
-        return Kernel(KernelKind.LINEAR, tokens, n, k, epilogue=epilogue, precision=precision)
-
-    qkv = ("bias",) if family.qkv_bias else ()
+    """Kernels of one block's norms and of its projections around attention; queries of all heads are `inner` wide."""
+    bias, qkv = ("bias",) if family.bias else (), ("bias",) if family.qkv_bias else ()
     norm = Kernel(KernelKind.NORM, tokens, width, op=family.norm, precision=precision)
-    add = Kernel(KernelKind.ELEMENTWISE, tokens, width, 2, op="add", precision=precision)
-    apart = (norm, add) if family.post_norms else ()
-    key = linear(kv_width, width, *qkv)
-    up = (
-        (linear(feed_forward, width, *bias), linear(feed_forward, width, *bias, act, "multiply"))
-        if family.gated
-        else (linear(feed_forward, width, *bias, act),)
-    )
-    adapted = (linear(adapter, width, "bias", "gelu"), linear(width, adapter, "bias", "residual")) if adapter else ()
+    key = _linear(tokens, kv_width, width, precision, *qkv)
     return (
         norm,
-        linear(inner, width, *qkv),
+        _linear(tokens, inner, width, precision, *qkv),
         key,
         key,
-        linear(width, inner, *bias, *added),
-        *apart,
+        _linear(tokens, width, inner, precision, *bias, *_added(family)),
+        *_apart(tokens, width, precision, family),
         *(() if family.one_norm else (norm,)),
-        *up,
-        linear(width, feed_forward, *bias, *added),
-        *apart,
-        *adapted,
     )
+
+
+@cache
+def decoder_feed_forward(
+    tokens: int, width: int, feed_forward: int, precision: Precision, family: Family = _LLAMA
+) -> tuple[Kernel, ...]:
+    """Kernels of one block's feed-forward, and of the norm behind it where there is one."""
+    act, bias = family.activation, ("bias",) if family.bias else ()
+    up = (
+        (
+            _linear(tokens, feed_forward, width, precision, *bias),
+            _linear(tokens, feed_forward, width, precision, *bias, act, "multiply"),
+        )
+        if family.gated
+        else (_linear(tokens, feed_forward, width, precision, *bias, act),)
+    )
+    return (
+        *up,
+        _linear(tokens, width, feed_forward, precision, *bias, *_added(family)),
+        *_apart(tokens, width, precision, family),
+    )
+
+
+@cache
+def decoder_adapter(tokens: int, width: int, adapter: int, precision: Precision) -> tuple[Kernel, ...]:
+    """Kernels of a bottleneck of `adapter` channels behind a block's feed-forward."""
+    return (
+        _linear(tokens, adapter, width, precision, "bias", "gelu"),
+        _linear(tokens, width, adapter, precision, "bias", "residual"),
+    )
+
+
+def _linear(tokens: int, n: int, k: int, precision: Precision, *epilogue: str) -> Kernel:
+    return Kernel(KernelKind.LINEAR, tokens, n, k, epilogue=epilogue, precision=precision)
+
+
+def _added(family: Family) -> tuple[str, ...]:
+    return () if family.post_norms else ("residual",)  # a norm stands between
+
+
+def _apart(tokens: int, width: int, precision: Precision, family: Family) -> tuple[Kernel, ...]:
+    """The norm of what is added to the rows, and the sum."""
+    if not family.post_norms:
+        return ()
+    norm = Kernel(KernelKind.NORM, tokens, width, op=family.norm, precision=precision)
+    return norm, Kernel(KernelKind.ELEMENTWISE, tokens, width, 2, op="add", precision=precision)
 
 
 @cache
@@ -266,32 +284,18 @@ class LanguageConfig:
 
         The KV cache is stored in the precision `cached`. A window shortens a decode step; a prefill computes all.
         """
-        yield embedding_and_logits(tokens, gathered, self.width, self.vocabulary, precision, self.style), 1
+        width, style, head, group = self.width, self.style, self.head_width, self.queries_per_kv_head
+        yield embedding_and_logits(tokens, gathered, width, self.vocabulary, precision, style), 1
         for layer, count in _counted(self):
             seen = min(keys, layer.window) if layer.window and tokens < keys else keys
-            heads, kv_heads = layer.kv_heads * self.queries_per_kv_head, layer.kv_heads
-            matrices = decoder_matrices(
-                tokens,
-                self.width,
-                heads * self.head_width,
-                kv_heads * self.head_width,
-                layer.feed_forward,
-                precision,
-                self.style,
-                self.adapter_width,
-            )
-            yield matrices, count
-            attention = decoder_attention(
-                tokens,
-                seen,
-                kv_heads,
-                self.queries_per_kv_head,
-                self.head_width,
-                precision,
-                self.style.qk_norm,
-                cached if tokens < seen else None,
-            )
-            yield attention, count
+            kv_heads = layer.kv_heads
+            inner, kv_width = kv_heads * group * head, kv_heads * head
+            yield decoder_projections(tokens, width, inner, kv_width, precision, style), count
+            yield decoder_feed_forward(tokens, width, layer.feed_forward, precision, style), count
+            if self.adapter_width:
+                yield decoder_adapter(tokens, width, self.adapter_width, precision), count
+            held = cached if tokens < seen else None
+            yield decoder_attention(tokens, seen, kv_heads, group, head, precision, style.qk_norm, held), count
 
     @property
     def parameters(self) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any, Protocol
 
-from search_spaces.kernels import Kernel, Phase, Workload
+from search_spaces.kernels import Kernel, Phase, Precision, Workload
 from search_spaces.vision import KernelGroup
 
 
 class PricedConfig(Protocol):
     """A frozen model with an id; VLMConfig and ClassifierConfig are such."""
 
-    def groups(self, phase: Phase, workload: Workload) -> tuple[KernelGroup, ...]:
-        """Kernels of one phase in groups; none where the model has no such phase."""
+    def groups(self, phase: Phase, workload: Workload, precision: Precision | None = None) -> tuple[KernelGroup, ...]:
+        """Kernels of one phase in groups, as if it had that precision; none where the model has no such phase."""
+
+    def precision_of(self, phase: Phase) -> Precision:
+        """The precision of a phase's weights, which is that of all of its kernels."""
 
     def kernels(self, phase: Phase, workload: Workload) -> Iterator[tuple[Kernel, int]]:
         """Kernels of one phase with their counts."""

@@ -53,9 +53,11 @@ class ReferenceDecoder:
         """Number of parameters."""
         return self.config.parameters
 
-    def kernels(self, tokens: int, keys: int, precision: Precision) -> Iterator[tuple[Kernel, int]]:
-        """Kernels, with their counts, for `tokens` new rows of text over `keys` rows in all."""
-        for group, count in self.config.groups(tokens, keys, tokens, precision):
+    def kernels(
+        self, tokens: int, keys: int, precision: Precision, cached: Precision | None = None
+    ) -> Iterator[tuple[Kernel, int]]:
+        """Kernels, with their counts, for `tokens` new rows of text over `keys` rows in all; see `groups`."""
+        for group, count in self.config.groups(tokens, keys, tokens, precision, cached):
             for kernel in group:
                 yield kernel, count
 

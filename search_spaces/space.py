@@ -94,7 +94,7 @@ class SearchSpace:
 
     def point(self, row: Indices) -> dict[str, Value]:
         """The point of one row of a matrix of indices."""
-        return {name: values[int(at)] for (name, values), at in zip(self.choices.items(), row, strict=True)}
+        return {name: values[at] for (name, values), at in zip(self.choices.items(), row.tolist(), strict=True)}
 
     def sample_indices(self, rng: np.random.Generator, count: int) -> Indices:
         """Points drawn uniformly, (count, choices)."""

@@ -6,6 +6,7 @@ of the network as it is deployed.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -116,7 +117,8 @@ class FastViT(StagedEncoder):
     """Depthwise mixers, and attention in the last stages (arXiv:2303.14189); MobileCLIP's and FastVLM's encoders.
 
     `attended`, `excited`: how many of the last stages have attention, and squeeze-and-excitation where they shrink.
-    `embedding`: width of a projection that is stored behind the tokens (CLIP's), and not deployed.
+    `embedding`: width of a projection that is stored behind the tokens (CLIP's), and not deployed. `kept_percent`: of
+    each feed-forward's channels, the others being pruned.
     """
 
     family: ClassVar[str] = "fastvit"
@@ -128,8 +130,11 @@ class FastViT(StagedEncoder):
     excited: int = 2
     branched_stem: int = 1
     embedding: int = 0
+    kept_percent: int = 100
 
     def __post_init__(self) -> None:
+        if not 0 < self.kept_percent <= 100:
+            raise ConfigError(f"1 <= kept_percent <= 100 must hold, but got kept_percent={self.kept_percent}")
         if not 0 <= self.attended < len(self.widths) == len(self.depths):
             raise ConfigError(f"a depth for each width, and attention not everywhere, must hold, but got {self}")
         if any(wide % narrow for narrow, wide in itertools.pairwise(self.widths)):
@@ -154,14 +159,19 @@ class FastViT(StagedEncoder):
         else:
             # its own norm, the mixer's two branches and the learned scales are folded
             yield Part((Conv(width, width, 3, groups=width, branches=("scale", "skip", "skip", "learned")),))
+        wide = max(self.expansion * width * self.kept_percent // 100, 1)
         yield Part(
             (
                 Conv(width, width, 7, groups=width),
-                Conv(width, self.expansion * width, act="gelu", normed=False),
-                Conv(self.expansion * width, width, normed=False, branches=("learned",)),
+                Conv(width, wide, act="gelu", normed=False),
+                Conv(wide, width, normed=False, branches=("learned",)),
             ),
             residual=True,
         )
+
+    def pruned(self, keep: float) -> FastViT:
+        """The encoder with this share of each feed-forward's channels."""
+        return dataclasses.replace(self, kept_percent=round(self.kept_percent * keep))
 
     def described(self) -> tuple[Part, ...]:
         """The parts in order."""

@@ -35,10 +35,11 @@ class ReferenceSystem:
         return config.parameters - config.vision.parameters + config.vision.stored_parameters
 
 
-#: Precisions by the names that people use; the encoder of a weight-only scheme keeps half precision, as runtimes do.
+_KEPT = dict.fromkeys(("vision_precision", "projector_precision", "kv_precision"), Precision.FP16)
+#: Precisions by the names that people use; a weight-only scheme keeps encoder and KV cache in half, as runtimes do.
 QUANTS: dict[str, dict[str, Precision]] = {
-    "w4a16": {"precision": Precision.INT4, "vision_precision": Precision.FP16, "projector_precision": Precision.FP16},
-    "w8a16": {"precision": Precision.INT8, "vision_precision": Precision.FP16, "projector_precision": Precision.FP16},
+    "w4a16": {"precision": Precision.INT4, **_KEPT},
+    "w8a16": {"precision": Precision.INT8, **_KEPT},
     **{precision.value: {"precision": precision} for precision in Precision},
 }
 
@@ -50,7 +51,10 @@ _Config = TypeVar("_Config", bound=Described)
 
 def with_quant(config: _Config, quant: str) -> _Config:
     """The config under a scheme of QUANTS; an unknown one raises ConfigError."""
-    return dataclasses.replace(config, **scheme(quant))
+    sets = dict(scheme(quant))
+    if isinstance(config, ClassifierConfig):  # it writes nothing, and so has no cache
+        sets.pop("kv_precision", None)
+    return dataclasses.replace(config, **sets)
 
 
 def quant_of(config: VLMConfig) -> str:

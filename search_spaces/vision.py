@@ -6,6 +6,7 @@ blocks is in hybrid.py, encoders of convolutional stages are in staged.py.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -294,6 +295,11 @@ class VisionTransformer(VisionConfig):
         """Of skipped blocks and all behind them."""
         run = self.stem_parameters + (self.depth - self.skipped) * self._block_parameters
         return self.parameters - run - 2 * self.width * self.last_norm
+
+    def pruned(self, keep: float) -> VisionTransformer:
+        """The encoder with this share of each feed-forward's channels, to a multiple of 32."""
+        kept = max(32, round(self.feed_forward * keep / 32) * 32)
+        return dataclasses.replace(self, feed_forward=min(kept, self.feed_forward))
 
     def groups(self, precision: Precision) -> Iterator[KernelGroup]:
         """Kernels of one image's encoding, grouped."""

@@ -2,7 +2,9 @@
 
 A config says nothing of training. Every one is taken to be trained alike, with LLaVA-1.5's 1.2 million samples in 2025
 (assumed); its decoder to be pretrained as published ones of its size are, or as the published one that it is. No table
-has an encoder below 300 million parameters; a smaller one is taken to cost HALVING points each time it is halved.
+has an encoder below 300 million parameters; a smaller one is taken to cost HALVING points each time it is halved. Nor
+has any an encoder, projector or KV cache of fewer bits: ROUNDED says what these are taken to cost. Learned rows of the
+prompt and adapters are taken to gain nothing: no table says what.
 """
 
 from __future__ import annotations
@@ -25,6 +27,14 @@ SAMPLES, YEAR = 1.2e6, 2025.0
 #: Percent of a benchmark that halving the encoder costs, where it is smaller than any in the tables, and as much again
 #: either way that nobody knows. Assumed: with CLIP's B/16 instead of its L/14, two halvings, a model loses about three.
 HALVING = 1.5
+#: Percent of a benchmark that rounding a part to so many bits costs, and as much again either way. Assumed: weight-only
+#: rounding to 8 bits is nearly free in all parts, to 4 bits it costs some tenths of a point to a point; of a decoder's
+#: weights the tables tell.
+ROUNDED = {
+    "encoder": {16: 0.0, 8: 0.1, 4: 0.6},
+    "projector": {16: 0.0, 8: 0.05, 4: 0.2},
+    "kv_cache": {16: 0.0, 8: 0.05, 4: 0.5},
+}
 #: Families of encoders, as the tables call them, by how a vision transformer is written.
 _ENCODERS = {
     "plain": "siglip",
@@ -64,7 +74,7 @@ def facts_of(config: VLMConfig) -> Facts:
         image_px=vision.image_px * math.sqrt(max(config.tiles - 1, 1)),  # one tile is an overview
         image_tokens=float(config.image_tokens),
         projector=_PROJECTORS.get(config.projector.kind, "mlp"),
-        decoder_parameters=float(language.parameters),
+        decoder_parameters=float(_unadapted(language).parameters),
         training_samples=SAMPLES,
         released=YEAR,
         weight_bits=_BITS[config.precision_of(Phase.DECODE)],
@@ -76,6 +86,12 @@ def facts_of(config: VLMConfig) -> Facts:
     if isinstance(config.projector, TokenMerging):
         found = dataclasses.replace(found, pruning="encoder", unpruned_tokens=float(vision.tokens * config.tiles))
     return found
+
+
+@lru_cache(maxsize=1 << 12)
+def _unadapted(language: LanguageConfig) -> LanguageConfig:
+    """A decoder without adapters, which make no larger model of it."""
+    return dataclasses.replace(language, adapter_width=0) if language.adapter_width else language
 
 
 @cache
@@ -111,7 +127,7 @@ def _scores(facts: Facts) -> Mapping[str, Score]:
 def scores(config: VLMConfig) -> Mapping[str, Score]:
     """A score by benchmark, each with its interval."""
     facts = facts_of(config)
-    lost = _lost(facts)
+    lost = _lost(facts) + rounding(config)
     return {name: score if name == "MME" else _moved(score, -lost, lost) for name, score in _scores(facts).items()}
 
 
@@ -120,6 +136,17 @@ def _lost(facts: Facts) -> float:
     """Percent that an encoder smaller than any in the tables is taken to cost."""
     known = [size for row in PublishedModel.fitted().rows if (size := row.facts.encoder_parameters)]
     return HALVING * max(math.log2(min(known) / (facts.encoder_parameters or min(known))), 0.0)
+
+
+def rounding(config: VLMConfig) -> float:
+    """Percent that precisions of encoder, projector and KV cache are taken to cost; the decoder's is among facts."""
+    cached = config.kv_precision or Precision.FP16
+    found = {
+        "encoder": config.precision_of(Phase.VISION),
+        "projector": config.precision_of(Phase.PROJECTOR),
+        "kv_cache": cached,
+    }
+    return sum(ROUNDED[part][_BITS[precision]] for part, precision in found.items())
 
 
 def _moved(score: Score, by: float, either_way: float) -> Score:
@@ -134,7 +161,13 @@ def _moved(score: Score, by: float, either_way: float) -> Score:
 
 def outside(config: VLMConfig) -> list[str]:
     """Why a config's scores are extrapolated; empty where the tables cover it."""
-    return PublishedModel.fitted().outside(facts_of(config))
+    found = PublishedModel.fitted().outside(facts_of(config))
+    if cost := rounding(config):
+        found.append(f"precisions beside the decoder's: no table has them, {cost:.2g} points are taken off (assumed)")
+    for count, what in ((config.soft_tokens, "soft tokens"), (config.language.adapter_width, "adapters")):
+        if count:
+            found.append(f"{what}: no table says what they gain, none is taken (assumed)")
+    return found
 
 
 def mean_score(config: VLMConfig) -> Score:
@@ -151,7 +184,7 @@ def lead(config: VLMConfig, other: VLMConfig) -> Score:
     """By how much `mean_score` of the first is expected above the second's, with an interval; nine in ten."""
     names = tuple(name for name in BENCHMARKS if name != "MME")
     first, second = facts_of(config), facts_of(other)
-    behind = _lost(second) - _lost(first)
+    behind = _lost(second) + rounding(other) - _lost(first) - rounding(config)
     found = _moved(PublishedModel.fitted().lead(first, second, names), behind, behind)
     return Score(found.value / 100, found.low / 100, found.high / 100)
 

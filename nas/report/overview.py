@@ -11,6 +11,7 @@ from typing import Any
 from hardware_profiles import Basis
 from nas.archive import Evaluation
 from nas.experiment import Experiment, PlacementSpec
+from nas.fitting import would_fit
 from nas.objectives import CAPS, OBJECTIVES, violations
 from nas.report import figures
 from nas.report.figures import Axis, Dot
@@ -114,7 +115,11 @@ def front_section(found: Findings) -> str:
     refused = Counter(cap for evaluation in found.cheap for cap in evaluation.refused)
     caps = ", ".join(f"{escape(cap)}: {times}" for cap, times in sorted(refused.items()))
     refusals = sum(bool(evaluation.refused) for evaluation in found.cheap)
-    left_out = f" {refusals} more broke a cap ({caps}) and are not shown." if refusals else " None broke a cap."
+    left_out = (
+        f" {refusals} more broke a cap ({caps}) and are not shown.{_would_fit(found)}"
+        if refusals
+        else " None broke a cap."
+    )
     lower = (
         f" An accuracy is known of the trained only; of all candidates, grey, the panel under it shows the "
         f"{found.cheap_proxy} score, which only ranks."
@@ -126,6 +131,28 @@ def front_section(found: Findings) -> str:
     return section("The front", intro, f'<div class="tabbed">{buttons}{"".join(panels)}</div>')
 
 
+def _would_fit(found: Findings) -> str:
+    """How many of those that the device cannot hold would fit under which scheme."""
+    if found.experiment.placement is not None:
+        return ""
+    usable, workload = found.profile.usable_memory_bytes, found.experiment.workload.workload()
+    large = [e for e in found.cheap if e.cost.memory.peak_bytes > usable][-ASKED_TO_FIT:]
+    instead = Counter(
+        next(iter(would_fit(e.config(found.experiment), workload, usable, e.cost.memory)), "") for e in large
+    )
+    if not large:
+        return ""
+    none = instead.pop("", 0)
+    parts = [f"{times} in {escape(quant)}" for quant, times in instead.most_common()]
+    parts += [f"{none} in no precision"] * bool(none)
+    return (
+        f" {found.profile.title} has {number(usable * 1e-6)} MB for a model: of {count(len(large), 'candidate')} "
+        f"that need more, would fit, in the widest precision that does: {', '.join(parts)}."
+    )
+
+
+#: Refused candidates of which a report says what would fit: the newest.
+ASKED_TO_FIT = 200
 #: A longer table of the front is folded away behind so many members.
 SHOWN_MEMBERS = 24
 

@@ -38,7 +38,7 @@ def beside_section(found: Findings) -> str:
 
 def _row(each: Standing) -> str:
     cost, score, ahead = each.cost, each.score, each.ahead
-    mark = "" if each.fits else '<em class="broken">does not fit</em>'
+    mark = "" if each.fits else f'<em class="broken">does not fit{_instead(each)}</em>'
     by = f"<code>{escape(each.member.id)}</code>" if each.beaten else '<em class="broken">none</em>'
     cells = [
         f'<td class="what">{escape(each.name)}{mark}</td>',
@@ -52,6 +52,14 @@ def _row(each: Standing) -> str:
         f"<td>{number(times)} times</td>" if (times := each.times_faster) else "<td>–</td>",
     ]
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _instead(each: Standing) -> str:
+    """The largest scheme that would fit."""
+    if not each.would_fit:
+        return ", in no precision"
+    quant, size_bytes = next(iter(each.would_fit.items()))
+    return f", {escape(quant)} would ({number(size_bytes * 1e-6)} MB)"
 
 
 def _points(share: float) -> str:

@@ -1,20 +1,25 @@
-"""`assembled`: published encoders and decoders joined by any projector, in any precision; about 10^6 points.
+"""`assembled`: published encoders and decoders, pruned or not, joined by any projector; about 10^7 points.
 
-`tokens` says how many image tokens are left: all, some (each side of the grid a half or a third) or few (a quarter, a
-seventh or a ninth), whichever divides the encoder's grid, so that every combination is valid.
+`tokens` says how many image tokens are left of each tile: all, some (each side of the grid a half or a third) or few (a
+quarter, a seventh or a ninth), whichever divides the encoder's grid, so that every combination is valid.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from search_spaces.config import VLMConfig
+from search_spaces.errors import ConfigError
 from search_spaces.kernels import Precision
+from search_spaces.language import LanguageConfig
 from search_spaces.projectors import PROJECTORS, Mlp, Projector
 from search_spaces.reference import reference_decoder, reference_encoder, resized
-from search_spaces.space import Factors, Point, SearchSpace
-from search_spaces.systems import scheme
-from search_spaces.vision import ImageEncoder
+from search_spaces.space import Factors, Point, SearchSpace, Value
+from search_spaces.staged import FastViT
+from search_spaces.vision import ImageEncoder, VisionTransformer
 
 #: Encoders by name, and the images that they see.
 _ENCODERS: dict[str, tuple[str, int]] = {
@@ -54,10 +59,52 @@ TOKENS = ("all", "some", "few")
 SHRINKING = ("average_pool", "c_abstractor", "ldpv2", "pixel_shuffle", "resampler", "shuffled_mlp")
 
 
+#: One picture, or four quarters and an overview.
+TILES = (1, 5)
+_WEIGHTS = ("int4", "int8", "w8a8", "fp16")
+#: How a model is stored and tuned, in every space of full size: precisions of its parts, and what tuning adds to it.
+DEPLOYED: Mapping[str, tuple[Value, ...]] = {
+    "vision_precision": _WEIGHTS,
+    "projector_precision": _WEIGHTS,
+    "language_precision": _WEIGHTS,
+    "kv_cache": ("int4", "int8", "fp16"),
+    "soft_tokens": (0, 16),
+    "adapter_width": (0, 64),
+}
+#: Those of them that the decoder's cost hangs on.
+LANGUAGE = ("language_precision", "kv_cache", "soft_tokens", "adapter_width")
+
+
+_PRECISIONS: Mapping[Value, Precision] = {precision.value: precision for precision in Precision}
+
+
+def deployed(point: Point) -> dict[str, Any]:
+    """What `tiles` and the choices of DEPLOYED but the adapters, which are the decoder's, set of a config."""
+    return {
+        "precision": _PRECISIONS[point["language_precision"]],
+        "vision_precision": _PRECISIONS[point["vision_precision"]],
+        "projector_precision": _PRECISIONS[point["projector_precision"]],
+        "kv_precision": _PRECISIONS[point["kv_cache"]],
+        "tiles": int(point["tiles"]),
+        "soft_tokens": int(point["soft_tokens"]),
+    }
+
+
 @lru_cache
-def _encoder(name: str) -> ImageEncoder:
+def _encoder(name: str, keep: float) -> ImageEncoder:
     published, image_px = _ENCODERS[name]
-    return resized(reference_encoder(published).config, image_px)
+    whole = resized(reference_encoder(published).config, image_px)
+    if keep == 1:
+        return whole
+    if not isinstance(whole, VisionTransformer | FastViT):
+        raise ConfigError(f"encoders of {whole.family} cannot be pruned, but got keep={keep:g} of {name}")
+    return whole.pruned(keep)
+
+
+@lru_cache(maxsize=1 << 10)
+def _decoder(name: str, keep: float, adapter_width: int) -> LanguageConfig:
+    whole = reference_decoder(name).config
+    return dataclasses.replace(whole if keep == 1 else whole.pruned(keep), adapter_width=adapter_width)
 
 
 @lru_cache
@@ -68,29 +115,14 @@ def shrinking(kind: str, divisor: int) -> Projector:
     return PROJECTORS[kind](reduction=divisor)  # type: ignore[call-arg]
 
 
-@lru_cache(maxsize=1 << 15)
-def _joined(encoder: str, tokens: str, projector: str, decoder: str, keep: float, quant: str, cache: str) -> VLMConfig:
-    vision = _encoder(encoder)
-    divisor = _DIVISORS[vision.grid][TOKENS.index(tokens)]
-    language = reference_decoder(decoder).config
+def _decode(point: Point) -> VLMConfig:
+    vision = _encoder(str(point["encoder"]), float(point["vision_keep"]))
+    divisor = _DIVISORS[vision.grid][TOKENS.index(str(point["tokens"]))]
     return VLMConfig(
         vision,
-        shrinking(projector, divisor),
-        language if keep == 1 else language.pruned(keep),
-        kv_precision=Precision(cache),
-        **scheme(quant),
-    )
-
-
-def _decode(point: Point) -> VLMConfig:
-    return _joined(
-        str(point["encoder"]),
-        str(point["tokens"]),
-        str(point["projector"]),
-        str(point["decoder"]),
-        float(point["language_keep"]),
-        str(point["precision"]),
-        str(point["kv_cache"]),
+        shrinking(str(point["projector"]), divisor),
+        _decoder(str(point["decoder"]), float(point["language_keep"]), int(point["adapter_width"])),
+        **deployed(point),
     )
 
 
@@ -98,19 +130,20 @@ ASSEMBLED = SearchSpace(
     name="assembled",
     choices={
         "encoder": tuple(_ENCODERS),
+        "vision_keep": (0.5, 0.75, 1.0),
+        "tiles": TILES,
         "tokens": TOKENS,
         "projector": SHRINKING,
         "decoder": _DECODERS,
         "language_keep": (0.5, 0.75, 1.0),
-        "precision": ("fp16", "w8a16", "w4a16", "w8a8"),
-        "kv_cache": ("fp16", "int8"),
+        **DEPLOYED,
     },
     decoder=_decode,
     factors=Factors(
-        vision=("encoder", "precision"),
-        image=("encoder", "tokens", "projector"),
-        projector=("encoder", "tokens", "projector", "decoder", "precision"),
-        language=("decoder", "language_keep", "precision", "kv_cache"),
+        vision=("encoder", "vision_keep", "tiles", "vision_precision"),
+        image=("encoder", "tiles", "tokens"),
+        projector=("encoder", "tiles", "tokens", "projector", "decoder", "projector_precision"),
+        language=("decoder", "language_keep", *LANGUAGE),
     ),
     full_size=True,
 )

@@ -31,19 +31,24 @@ EXPERIMENT: Experiment = parse_experiment(
 )
 POINT = {
     "image_px": 336,
+    "tiles": 1,
     "vision_depth": 24,
     "vision_heads": 16,
-    "vision_expansion": 4.0,
+    "vision_keep": 1.0,
     "projector": "pixel_shuffle",
     "divisor": 2,
     "language_depth": 20,
     "language_kv_heads": 4,
     "language_queries_per_kv_head": 6,
     "language_head_width": 64,
-    "language_expansion": 4.0,
+    "language_keep": 1.0,
     "tokenizer": "qwen2.5",
-    "precision": "w8a8",
+    "vision_precision": "w8a8",
+    "projector_precision": "w8a8",
+    "language_precision": "w8a8",
     "kv_cache": "fp16",
+    "soft_tokens": 0,
+    "adapter_width": 0,
 }
 
 
@@ -62,11 +67,13 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_front_beats_what_is_worse_in_every_objective(two: None) -> None:
-    front = [member(), member(language_depth=24, precision="fp16")]
+    front = [member(), member(language_depth=24, language_precision="fp16")]
     found = beside.standings(front, EXPERIMENT, load("orange-pi-5"))
-    assert len(found) == 2 * 4 * 2  # precisions of the space, of weights and of the KV cache
+    assert len(found) == 2 * 6 * 3  # precisions of the space, of weights and of the KV cache
     for each in found:
-        score, cost = mean_score(with_quant(reference_system(each.name).config, each.quant)), each.cost
+        config = with_quant(reference_system(each.name).config, each.quant)
+        score = mean_score(dataclasses.replace(config, kv_precision=Precision(str(each.kv_cache))))
+        cost = each.cost
         better = [
             one
             for one in front
@@ -91,19 +98,19 @@ def test_published_models_have_the_caches_that_candidates_may_have(two: None) ->
     held = {each.kv_cache: each.cost.memory.kv_cache_bytes for each in found if each.name == "LLaVA-1.5-7B"}
     assert held["fp16"] == 2.0 * values  # not the activations' four bytes, which no candidate has
     assert values < held["int8"] < held["fp16"]
-    assert {beside.as_json(each)["kv_cache"] for each in found} == {"fp16", "int8"}
+    assert {beside.as_json(each)["kv_cache"] for each in found} == {"fp16", "int8", "int4"}
     assert {each.precision for each in found} >= {"w8a8, KV int8", "w4a16, KV fp16"}
 
 
 def test_what_equals_a_published_model_does_not_beat_it(monkeypatch: pytest.MonkeyPatch) -> None:
     own = member()
-    config = dataclasses.replace(SPACES["edge"].decode(own.point), precision=Precision.FP32, kv_precision=None)
+    config = with_quant(dataclasses.replace(SPACES["edge"].decode(own.point), kv_precision=None), "fp32")
     same = dataclasses.replace(reference_system("MobileVLM-1.7B"), name="same", config=config)
     monkeypatch.setattr(beside, "reference_systems", lambda: {"same": same})
     found = {each.precision: each for each in beside.standings([own], EXPERIMENT, load("orange-pi-5"))}
     assert found["w8a8, KV fp16"].cost.latency_s == own.cost.latency_s
     assert not found["w8a8, KV fp16"].beaten
-    assert found["w8a16, KV fp16"].beaten  # as good, and slower
+    assert found["int8, KV fp16"].beaten  # as good, and slower
 
 
 def test_other_proxies_compare_nothing() -> None:

@@ -19,7 +19,7 @@ from nas.predict import config_of
 from search_spaces import PROJECTORS, SPACES, LanguageConfig, VLMConfig, Workload
 from search_spaces.classifier_systems import reference_classifiers
 from search_spaces.language import FAMILIES
-from search_spaces.staged import TinyViT
+from search_spaces.staged import FastViT, TinyViT
 from search_spaces.systems import reference_systems
 from search_spaces.vision import VisionTransformer
 
@@ -197,10 +197,16 @@ def test_what_no_class_builds_says_why(tmp_path: Path) -> None:
 def test_a_config_of_a_space_is_built_as_far_as_there_are_classes(tmp_path: Path) -> None:
     rng = random.Random(0)
     for at, space in enumerate(("edge", "assembled", "tiny")):
-        for draw in range(3):
+        built = 0
+        for draw in range(4):
             config = SPACES[space].decode(SPACES[space].sample(rng))
+            odd = config.language.family == "openelm" or config.language.adapter_width
+            if isinstance(config.vision, FastViT) and odd:
+                continue  # neither has a class
             found = write_hugging_face(config, tmp_path / f"{at}-{draw}")
             assert all(note.endswith("as described") for note in found["notes"] if "builds" in note)
+            built += 1
+        assert built > 1
 
 
 def test_descriptions_and_networks_are_exported_alike(tmp_path: Path) -> None:

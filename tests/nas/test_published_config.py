@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from nas.proxies.published_config import facts_of, mean_score, outside, published, scores
-from search_spaces import PROJECTORS
+from nas.proxies.published_config import facts_of, lead, mean_score, outside, published, scores
+from search_spaces import PROJECTORS, Precision
 from search_spaces.systems import reference_system, with_quant
 
 
@@ -50,3 +50,29 @@ def test_a_score_has_an_interval_and_its_benchmarks() -> None:
     assert mean.high - mean.low < 0.25
     assert found["GQA"].low < 62.0 < found["GQA"].high  # arXiv:2310.03744, table 3
     assert mean.value == pytest.approx(sum(s.value for n, s in found.items() if n != "MME") / 8 / 100)
+
+
+def test_what_no_table_tells_is_assumed_and_told() -> None:
+    config = with_quant(reference_system("TinyLLaVA-3.1B").config, "fp16")
+    score = mean_score(config)
+    for changes, word in (
+        ({"vision_precision": Precision.INT4}, "precisions beside the decoder's"),
+        ({"kv_precision": Precision.INT4}, "precisions beside the decoder's"),
+        ({"soft_tokens": 16}, "soft tokens"),
+        ({"language": dataclasses.replace(config.language, adapter_width=64)}, "adapters"),
+    ):
+        changed = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+        found, (why,) = mean_score(changed), outside(changed)
+        assert why.startswith(word)
+        assert why.endswith("(assumed)")
+        if word in ("soft tokens", "adapters"):
+            assert found == score
+        else:
+            assert found.value < score.value
+            assert found.high - found.low > score.high - score.low
+            assert lead(config, changed).value == pytest.approx(score.value - found.value)
+
+
+def test_larger_pictures_in_tiles_are_expected_to_help() -> None:
+    config = reference_system("LLaVA-1.5-7B").config
+    assert mean_score(dataclasses.replace(config, tiles=5)).value > mean_score(config).value

@@ -44,10 +44,11 @@ def test_time_to_first_token_holds_image_and_prompt() -> None:
 
 
 def test_a_system_decodes_as_its_decoder() -> None:
-    whole = figure(row(model="SmolVLM-256M", phase="decode", tokens="300", precision="int4"))
+    whole = figure(row(model="SmolVLM-256M", phase="decode", tokens="300", precision="w4a16"))
     alone = figure(row(model="SmolLM2-135M", phase="decode", tokens="300", precision="w4a16"))
     assert whole.kernels == alone.kernels
     assert whole.model == alone.model  # left out together
+    assert {kernel.op for kernel, _ in whole.kernels if kernel.kind is KernelKind.SCORES} == {"fp16"}  # as runtimes do
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from cost_models.models import cost_model
+from cost_models.roofline import RooflineModel
 from hardware_profiles import Basis, load, names
 from nas.candidate import Pricer
 from nas.predict import FULL_SIZE, predict
+from search_spaces import Kernel, KernelKind, Precision
 from search_spaces.classifier_systems import reference_classifiers
 from search_spaces.systems import QUANTS, reference_system, reference_systems, with_quant
 
@@ -29,6 +31,22 @@ def test_every_published_model_is_priced_on_every_device(device: str) -> None:
     assert by_quant["w4a16"].basis is Basis.ASSUMED  # tables are of kernels in fp32
     tabled = load(device).kernels_csv.is_file()  # servers have a sheet, and no table
     assert by_quant["fp32"].basis is (Basis.STATIC if tabled else Basis.ASSUMED)
+
+
+@pytest.mark.parametrize("device", ["orange-pi-5", "jetson-orin-nano"])
+def test_weight_only_schemes_compute_in_half_precision(device: str) -> None:
+    pricer, system = Pricer(cost_model("auto", load(device)), FULL_SIZE), reference_system("MobileVLM-1.7B")
+    half, bytes_, fours = (pricer.price(with_quant(system.config, quant)) for quant in ("fp16", "w8a16", "w4a16"))
+    for cost in (bytes_, fours):
+        assert cost.prefill.latency_s == pytest.approx(half.prefill.latency_s, rel=0.2)
+        assert cost.prefill.basis is Basis.ASSUMED
+        assert cost.memory.kv_cache_bytes == half.memory.kv_cache_bytes
+    assert fours.decode.latency_s < bytes_.decode.latency_s < half.decode.latency_s
+    roofline = RooflineModel(load(device))
+    kernels = [Kernel(KernelKind.LINEAR, 512, 2048, 2048, precision=precision) for precision in Precision]
+    bases = dict(zip(Precision, roofline.bases(kernels), strict=True))
+    assert bases[Precision.INT8] is bases[Precision.INT4] is Basis.ASSUMED
+    assert bases[Precision.FP16] is bases[Precision.FP32]
 
 
 def test_a_model_that_does_not_fit_says_what_would() -> None:

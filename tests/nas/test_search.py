@@ -23,7 +23,7 @@ from nas import pareto, promotion, query, screen
 from nas.archive import Archive, Evaluation, distributions
 from nas.candidate import Pricer
 from nas.errors import NasError
-from nas.experiment import Experiment, Rung
+from nas.experiment import Experiment, Rung, parse_experiment
 from nas.objectives import Accuracy, violations
 from nas.promotion import promote
 from nas.proxies import PROXIES
@@ -103,6 +103,23 @@ def test_an_impossible_cap_names_the_nearest_reachable_value() -> None:
         check_caps(experiment, pricer_of(experiment), 0)
     reachable = small(caps={"max_latency_ms": 5})
     check_caps(reachable, pricer_of(reachable), 0)
+
+
+def test_a_device_that_holds_nothing_says_what_it_holds_and_what_would_fit() -> None:
+    large = {"vision_depth": [27], "language_depth": [24], "language_kv_heads": [4], "language_head_width": [128]}
+    large["language_queries_per_kv_head"] = [6]
+    data = {"name": "large", "space": "edge", "device": "raspberry-pi-zero-2w", "only": large}
+    experiment = parse_experiment({**data, "proxy": {"cheap": "published", "promote": 0}}, "large.yaml")
+    with pytest.raises(NasError) as refused:
+        check_caps(experiment, pricer_of(experiment), 0)
+    told = str(refused.value)
+    assert "raspberry-pi-zero-2w has " in told
+    assert "max_memory_mb" not in told  # nobody asked for such a cap
+    assert "language_precision int4" in told
+    assert "without `only`, one of " in told
+    capped = parse_experiment({**data, "proxy": {"cheap": "published", "promote": 0}, "caps": {"max_memory_mb": 9}}, "")
+    with pytest.raises(NasError, match="max_memory_mb = 9 cannot be met"):
+        check_caps(capped, pricer_of(capped), 0)
 
 
 def stored(archive: Archive, proxy: str, values: list[float]) -> None:

@@ -130,6 +130,17 @@ def test_every_encoder_is_what_torch_counts(encoder: ImageEncoder) -> None:
     check(VLMConfig(encoder, PROJECTORS["linear"](), SMALL_DECODER))
 
 
+@pytest.mark.parametrize("name", ["edge", "assembled"])
+def test_tiles_soft_tokens_and_adapters_of_a_space_are_what_torch_counts(name: str) -> None:
+    space, rng = SPACES[name], random.Random(3)
+    drawn = [
+        space.decode({**space.sample(rng), "tiles": tiles, "soft_tokens": soft, "adapter_width": adapter})
+        for tiles, soft, adapter in ((5, 16, 64), (1, 16, 0), (5, 0, 64))
+    ]
+    for config in drawn:
+        check(config)
+
+
 @pytest.mark.parametrize("tiles", [1, 3])
 @pytest.mark.parametrize("kind", sorted(PROJECTORS))
 def test_every_projector_is_what_torch_counts(kind: str, tiles: int) -> None:
@@ -173,6 +184,14 @@ def test_every_decoder_is_what_torch_counts(decoder: LanguageConfig) -> None:
 )
 def test_encoders_have_their_published_parameters(encoder: ImageEncoder, stored: int) -> None:
     assert encoder.stored_parameters == stored
+
+
+@pytest.mark.parametrize("encoder", [FastViT(256), VisionTransformer(224, 16, 3, 4, 64, 1024)], ids=str)
+def test_a_pruned_encoder_has_narrower_feed_forwards(encoder: FastViT | VisionTransformer) -> None:
+    pruned = encoder.pruned(0.5)
+    check(VLMConfig(pruned, PROJECTORS["linear"](), SMALL_DECODER))
+    assert pruned.parameters < encoder.parameters
+    assert (pruned.depth, pruned.width, pruned.grid) == (encoder.depth, encoder.width, encoder.grid)
 
 
 def fvcore_batches() -> list[object]:

@@ -89,8 +89,8 @@ class Design:
         mean, deviation = self._surrogate.predict(pool)
         for _ in range(_ROUNDS):
             expected = gain.expected(gain.affordable(priced, keeps), mean, deviation)
-            best = pool[np.argsort(-expected)[:_PARENTS]]
-            more = self._fresh(self._varied(best, best, _POOL), seen | {row.tobytes() for row in pool})
+            parents = pool[np.argsort(-expected)[:_PARENTS]]
+            more = self._fresh(self._varied(parents, parents, _POOL), seen | {row.tobytes() for row in pool})
             predicted = self._surrogate.predict(more[0])
             pool, priced, keeps = np.vstack([pool, more[0]]), np.hstack([priced, more[1]]), np.hstack([keeps, more[2]])
             mean, deviation = np.r_[mean, predicted[0]], np.r_[deviation, predicted[1]]

@@ -15,12 +15,14 @@ from typing import Any
 
 from optuna.samplers import RandomSampler
 
+from hardware_profiles import load
 from nas.archive import DIVERGED, Archive, Evaluation
 from nas.experiment import Rung
+from nas.fleet import Fleet
 from nas.objectives import Accuracy, violations
 from nas.proxies import PROXIES
 from nas.search import Progress, promotion_order
-from nas.tally import FrontTracker, drop_unfinished
+from nas.tally import FleetTracker, FrontTracker, drop_unfinished
 from search_spaces import VLMConfig
 
 
@@ -41,11 +43,17 @@ def promote(
     drop_unfinished(archive, fidelity)
     done = {evaluation.id: evaluation for evaluation in archive.evaluations(fidelity)}
     names, count = experiment.objectives, rung.promote
-    allowed = [e for e in archive.evaluations(below) if not violations(experiment.caps, e.cost, None)]
-    queue = [e for e in promotion_order(allowed, names, count) if e.id not in done]
+    fleet = Fleet.of(experiment, [load(name) for name in experiment.devices]) if len(experiment.devices) > 1 else None
+    known = archive.evaluations(below)
+    if fleet:
+        known = [e for e in known if not e.refused]
+        order = fleet.in_turn([promotion_order(each, names, count) for each in fleet.on_each(known)], known)[:count]
+    else:
+        order = promotion_order([e for e in known if not violations(experiment.caps, e.cost, None)], names, count)
+    queue = [e for e in order if e.id not in done]
     queue = queue[: max(count - len(done), 0)]
     total = len(done) + len(queue)
-    tracker = FrontTracker(experiment)
+    tracker = FleetTracker(fleet) if fleet else FrontTracker(experiment)
     for evaluation in done.values():
         tracker.add(evaluation)
     started = time.monotonic()
@@ -66,7 +74,7 @@ def promote(
     progress(step, len(done), len(done), _note(tracker, done.values()))
 
 
-def _note(tracker: FrontTracker, done: Iterable[Evaluation]) -> str:
+def _note(tracker: FrontTracker | FleetTracker, done: Iterable[Evaluation]) -> str:
     diverged = sum(bool(evaluation.refused) for evaluation in done)
     return tracker.note() + (f", diverged {diverged}" if diverged else "")
 

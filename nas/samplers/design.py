@@ -21,6 +21,8 @@ _POOL = 1500
 _START = 12
 #: Points whose costs tell what counts as dear.
 _DRAWN = 4000
+#: Draws that an expected gain of several points is the mean of.
+_DRAWS = 64
 
 
 def one_thread() -> AbstractContextManager[object]:
@@ -148,3 +150,28 @@ class Design:
     def _places(self, points: Indices) -> Array:
         found: Array = points / np.maximum(self.sizes - 1, 1)
         return found
+
+    def promise(self, points: Indices, accuracy: Array, seen: set[bytes], count: int) -> float:
+        """The gain that the next `count` points are expected to bring, as a share of the fronts' volume.
+
+        Infinite before there are enough points to say anything; 0 where all of the space was seen. Of points that are
+        chosen at once: a search that learns meanwhile chooses better, and one that believes too much gains less.
+        """
+        if len(points) < _START:
+            return float("inf")
+        with one_thread():
+            chosen = self._promising(points, accuracy, seen, count)
+            if not len(chosen):
+                return 0.0
+            costs, kept = self.task.costs(points)
+            gain = Gain(costs, kept, accuracy, *self.span())
+            known = self._kept(len(points), self._on_a_front(gain, costs, kept, accuracy))
+            self._surrogate.fit(points[known], accuracy[known])
+            where, found = gain.affordable(*self.task.costs(chosen)), []
+            before, reached = gain.volume, gain.reached
+            for drawn in self._surrogate.draws(chosen, _DRAWS, self.rng):
+                for at, value in enumerate(drawn):
+                    gain.add(where[:, at], value)
+                found.append(gain.volume - before)
+                gain.reached = reached
+            return float(np.mean(found)) / max(before, 1e-9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -12,6 +12,7 @@ from nas.screen.models import basis_line, detail_table, front_models, front_tabl
 
 if TYPE_CHECKING:
     from hardware_profiles import Profile
+    from nas.advice import Advice
     from nas.archive import Archive, Evaluation
     from nas.choice import Choice
 
@@ -37,6 +38,26 @@ def show_front(found: Sequence[Evaluation], archive: Archive, profile: Profile, 
         out.print(f"knee: between {noun} and {COSTS[by][0]}; nas best --knee says why", markup=False)
     if len(members) < len(found):
         out.print(f"{len(members)} of {len(found)} models; nas front shows all", markup=False)
+
+
+def show_fronts(
+    fronts: Mapping[str, Sequence[Evaluation]],
+    archive: Archive,
+    profiles: Sequence[Profile],
+    advised: Mapping[str, Advice] | None = None,
+    most: int | None = None,
+) -> None:
+    """The front of each device, and what more trials would add to it."""
+    for at, profile in enumerate(profiles):
+        if at:
+            out.print()
+        found = fronts[profile.called]
+        if found:
+            show_front(found, archive, profile, most)
+        else:
+            out.print(f"nothing evaluated keeps the caps on {profile.full_title}", markup=False)
+        if advised:
+            out.print(advised[profile.called].told, markup=False, soft_wrap=True)
 
 
 def show_chosen(choice: Choice, archive: Archive, profile: Profile) -> None:

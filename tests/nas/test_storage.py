@@ -563,5 +563,5 @@ def test_who_waited_for_the_trainings_of_the_same_begins_none(
     url = f"journal:///{tmp_path}/nas.journal"
     outcomes = [workflow.run(experiment, url, tmp_path, trials, 0, quiet) for trials in (5, 5 if already else 6)]
     assert promoted == ([4] if already else [4, 4])
-    assert outcomes[-1].front
+    assert outcomes[-1].fronts
     assert ("train" in outcomes[-1].seconds) != already

@@ -64,4 +64,4 @@ def advice(archive: Archive, profile: Profile) -> Advice:
     elif archive.evaluations("dear"):
         front = f"the front by {proxy}, from which models are promoted to {experiment.proxy.dear}"
     verdict = f"worth it: {command}" if worth else f"not worth it (less than {share(least)})"
-    return says(f"{NEXT} more trials are expected to add {share(gain)} to {front}: {verdict}")
+    return says(f"{NEXT} more trials are expected to add at most about {share(gain)} to {front}: {verdict}")

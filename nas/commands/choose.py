@@ -35,12 +35,14 @@ def front(
             fronts = {profile.called: query.front(archive, profile)}
         else:
             fronts = query.fronts(archive, profiles)
-        asked = not as_json if advice is None else advice
-        told = {each.called: advised(archive, each) for each in profiles if asked}
         if as_json:
+            told = {each.called: advised(archive, each) for each in profiles} if advice else None
             screen.print_json(query.fronts_json(fronts, archive, profiles, told))
-        else:
-            screen.show_fronts(fronts, archive, profiles, told)
+            return
+        screen.show_fronts(fronts, archive, profiles)
+        if advice is not False:  # after the fronts, since it takes some seconds more
+            for each in profiles:
+                screen.show_advice(advised(archive, each), each if len(profiles) > 1 else None)
 
 
 def best(

@@ -154,8 +154,8 @@ class Design:
     def promise(self, points: Indices, accuracy: Array, seen: set[bytes], count: int) -> float:
         """The gain that the next `count` points are expected to bring, as a share of the fronts' volume.
 
-        Infinite before there are enough points to say anything; 0 where all of the space was seen. Of points that are
-        chosen at once: a search that learns meanwhile chooses better, and one that believes too much gains less.
+        Infinite before there are enough points to say anything; 0 where all of the space was seen. It is rather too
+        high than too low: points are chosen for what the surrogate expects of them, and it errs (see docs/choosing.md).
         """
         if len(points) < _START:
             return float("inf")

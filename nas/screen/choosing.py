@@ -41,23 +41,22 @@ def show_front(found: Sequence[Evaluation], archive: Archive, profile: Profile, 
 
 
 def show_fronts(
-    fronts: Mapping[str, Sequence[Evaluation]],
-    archive: Archive,
-    profiles: Sequence[Profile],
-    advised: Mapping[str, Advice] | None = None,
-    most: int | None = None,
+    fronts: Mapping[str, Sequence[Evaluation]], archive: Archive, profiles: Sequence[Profile], most: int | None = None
 ) -> None:
-    """The front of each device, and what more trials would add to it."""
+    """The front of each device."""
     for at, profile in enumerate(profiles):
         if at:
             out.print()
-        found = fronts[profile.called]
-        if found:
+        if found := fronts[profile.called]:
             show_front(found, archive, profile, most)
         else:
             out.print(f"nothing evaluated keeps the caps on {profile.full_title}", markup=False)
-        if advised:
-            out.print(advised[profile.called].told, markup=False, soft_wrap=True)
+
+
+def show_advice(found: Advice, profile: Profile | None = None) -> None:
+    """Whether more trials would pay; of one of several devices with its name."""
+    named = f"{profile.called}: " if profile else ""
+    out.print(f"{named}{found.told}", markup=False, soft_wrap=True)
 
 
 def show_chosen(choice: Choice, archive: Archive, profile: Profile) -> None:

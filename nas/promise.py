@@ -67,4 +67,4 @@ def share(gain: float) -> str:
     """A gain as a screen shows it."""
     if gain < 0.0005:
         return "less than 0.1 %"
-    return f"{100 * gain:.{1 if gain < 0.0995 else 0}f} %"
+    return f"{round(100 * gain, 1 if gain < 0.0995 else 0):g} %"

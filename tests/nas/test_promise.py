@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_less_is_promised_the_more_is_known_and_what_is_gained_is_about_that() -
         seen |= {row.tobytes() for row in new}
         rows = np.vstack([rows, new])
     volumes = [volume(count) for count in range(NEXT, 121, NEXT)]
-    gained = [after / before - 1 for before, after in zip(volumes, volumes[1:], strict=False)]
+    gained = [after / before - 1 for before, after in itertools.pairwise(volumes)]
     assert promised[0] > 3 * promised[-1] > 0
     assert 0.4 < sum(promised) / sum(gained) < 6  # an upper bound in the main, and no other size
 
@@ -157,7 +158,7 @@ def test_advice_says_what_more_trials_would_add_and_what_to_do(tmp_path: Path, m
     monkeypatch.setattr(Judge, "promised", lambda *_: 0.004)
     assert advice(archive, pi).told.endswith(
         "add at most about 0.4 % to the volume of this front in scores of "
-        "parameters, which only rank: not worth it (less than 1.0 %)"
+        "parameters, which only rank: not worth it (less than 1 %)"
     )
     monkeypatch.setattr(advising, "only_ranks", lambda _: False)
     assert "add at most about 0.4 % to this front: not worth it" in advice(archive, pi).told

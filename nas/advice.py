@@ -39,11 +39,7 @@ def advice(archive: Archive, profile: Profile) -> Advice:
     """What more trials are expected to bring on a device, by the proxy that every candidate is scored with."""
     experiment = archive.experiment
     proxy, least = experiment.proxy.cheap, experiment.until_gain or WORTH
-    known = [
-        (e.point, e.accuracy.value)
-        for e in archive.evaluations("cheap")
-        if e.accuracy and math.isfinite(e.accuracy.value)
-    ]
+    known = [(e.point, e.accuracy.value) for e in archive.evaluations("cheap") if e.accuracy]
     pricer = Priced(tabled(experiment.searched, pricer_on(archive, profile)), caps_held(archive, profile))
     judge = Judge(Task((pricer,), experiment.objectives), experiment.seed)
     found = judge.promised([point for point, _ in known], [accuracy for _, accuracy in known])

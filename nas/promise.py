@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,9 +29,10 @@ class Judge:
 
         Infinite where too little is known to say.
         """
-        rows = self._design.task.space.indices(list(points))
-        seen = {row.tobytes() for row in rows}
-        return self._design.promise(rows, np.asarray(accuracies, float), seen, NEXT)
+        values = np.asarray(accuracies, float)
+        finite = np.isfinite(values)
+        rows = self._design.task.space.indices(list(points))[finite]
+        return self._design.promise(rows, values[finite], {row.tobytes() for row in rows}, NEXT)
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Promise:
     A search that stopped and goes on asks of the last two twenties of its archive, and stops at once.
     """
 
-    task: Callable[[], Task]
+    task: Task
     until: float | None
     seed: int
     left: float = math.inf
@@ -53,7 +54,7 @@ class Promise:
         """Take in what was evaluated, oldest first."""
         whole = len(points) // NEXT * NEXT
         for count in range(max(self._asked, whole - 2 * NEXT) + NEXT, whole + 1, NEXT):
-            before, self._judge = self.left, self._judge or Judge(self.task(), self.seed)
+            before, self._judge = self.left, self._judge or Judge(self.task, self.seed)
             self.left = self._judge.promised(points[:count], accuracies[:count])
             self._asked = count
             self.spent |= self.until is not None and max(before, self.left) < self.until

@@ -109,7 +109,7 @@ def search(
         lambda point: fleet.affords(config_of(point)),
     )
     tally.left += left
-    promise = Promise(lambda: fleet.task, until_gain, experiment.seed)
+    promise = Promise(fleet.task, until_gain, experiment.seed)
     promises = until_gain is not None or experiment.sampler == "cost_aware"
 
     def seen(point: Point) -> bool:

@@ -93,15 +93,15 @@ def test_a_search_stops_where_it_promised_too_little_twice_in_a_row(monkeypatch:
     monkeypatch.setattr(Judge, "promised", lambda self, points, accuracies: answers[len(points)])
     rows = drawn(100)
     points, accuracies = [SPACE.point(row) for row in rows], accuracy(rows).tolist()
-    promise = Promise(task, 0.005, 0)
+    promise = Promise(task(), 0.005, 0)
     for count in range(1, 101):
         promise.look(points[:count], accuracies[:count])
         assert promise.spent == (count == 100)  # one lucky low answer, at 40, stops nothing
     assert promise.note() == ", gain left 0.3 %"
-    again = Promise(task, 0.005, 0)
+    again = Promise(task(), 0.005, 0)
     again.look(points, accuracies)  # goes on with what is stored
     assert again.spent
-    unasked = Promise(task, None, 0)
+    unasked = Promise(task(), None, 0)
     unasked.look(points, accuracies)
     assert not unasked.spent
 

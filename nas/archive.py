@@ -63,6 +63,10 @@ class Evaluation:
         """Objectives with those to be maximised negated."""
         return [objective(name).sign * value for name, value in zip(names, self.values(names), strict=True)]
 
+    def costing(self, cost: RequestCost) -> Evaluation:
+        """The same on another device."""
+        return Evaluation(self.id, self.point, cost, self.accuracy, self.refused, self.detail)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
@@ -211,13 +215,15 @@ class Archive:
         return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
     def evaluations(self, fidelity: str) -> list[Evaluation]:
-        """Evaluations of a fidelity, oldest first, each config once; refused ones included."""
+        """Evaluations of a fidelity, oldest first, each config once; refused ones included.
+
+        One that was refused and later not, as another device was asked for or a cap was loosened, is not refused.
+        """
         found: dict[str, Evaluation] = {}
         for trial in self.trials(fidelity):
             data = self.stored(trial)
-            if data is not None:
-                evaluation = Evaluation.from_dict(data)
-                found.setdefault(evaluation.id, evaluation)
+            if data is not None and (data["id"] not in found or found[data["id"]].refused):
+                found[data["id"]] = Evaluation.from_dict(data)
         return list(found.values())
 
     def best_known(self) -> list[Evaluation]:

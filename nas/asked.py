@@ -103,6 +103,15 @@ def tolerance_of(text: str) -> Tolerance:
     return Tolerance(amount, relative)
 
 
+def share_of(asked: str | float) -> float:
+    """A share from a text such as 0.5% or a number such as 0.005, in ]0, 1[; others raise NasError."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)", str(asked).strip())
+    share = float(found[1]) / (100 if found[2] else 1) if found else math.nan
+    if not 0 < share < 1:
+        raise NasError(f"until_gain takes a share of the front's volume such as 0.5% or 0.005, but got {asked!r}")
+    return share
+
+
 def first_cost(objectives: Sequence[str]) -> str:
     """The first of an experiment's objectives that accuracy may be paid with; latency where it has none of them."""
     return next((name for name in objectives if name in COSTS), "latency")

@@ -68,14 +68,20 @@ def search(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that search; the experiment's own by default.")
     ] = None,
+    until_gain: Annotated[
+        str | None,
+        typer.Option(help="Stop where the next 20 candidates promise less than this share of the front: 0.5%, 0.005."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment, or go on with it; ends with the front, measured, and a report."""
+    """Run an experiment, or go on with it; ends with the front of each device, measured, and a report."""
     from nas import screen, workflow
+    from nas.asked import share_of
     from nas.experiment import read_experiment
-    from nas.query import as_json as evaluation_json
+    from nas.query import fronts_json
 
     asked = read_experiment(experiment)
+    gain = asked.until_gain if until_gain is None else share_of(until_gain)
     with screen.progress_bar() as progress:
         outcome = workflow.run(
             asked,
@@ -85,13 +91,15 @@ def search(
             asked.seed if seed is None else seed,
             progress,
             asked.workers if workers is None else workers,
+            gain,
         )
     with opened(storage, asked.name) as (archive, profile):
+        profiles = [profile, *(workflow.device(name) for name in asked.devices[1:])]
         if as_json:
-            front = [evaluation_json(member, archive, profile) for member in outcome.front]
+            front = fronts_json(outcome.fronts, archive, profiles)
             screen.print_json({"front": front, "report": str(outcome.report), "seconds": outcome.seconds})
             return
-        screen.show_front(outcome.front, archive, profile, SHOWN_MEMBERS)
+        screen.show_fronts(outcome.fronts, archive, profiles, most=SHOWN_MEMBERS)
     spent = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())
     screen.out.print(f"time: {spent}", markup=False)
     screen.out.print(f"report: {outcome.report.resolve()}", markup=False, soft_wrap=True)
@@ -265,11 +273,13 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Compile a stored model whole and time it on this machine, beside its prediction."""
-    from nas import query, screen
+    from nas import query, screen, workflow
     from nas.measure import measure as measure_members
 
     with opened(storage, experiment) as (archive, profile), screen.progress_bar() as progress:
-        member = query.find(archive, config_id)
+        if "host" in archive.experiment.devices:
+            profile = workflow.device("host")
+        [member] = query.on_device(archive, [query.find(archive, config_id)], profile)
         record = measure_members(archive, profile, [member], RUNS / archive.experiment.name, progress)[0]
     if as_json:
         screen.print_json(record)

@@ -19,7 +19,7 @@ from nas.errors import NasError
 from nas.objectives import Accuracy, Objective, objective
 from nas.placement import pricer
 from nas.predict import generating, is_published, published_configs, read_config
-from nas.query import find, is_own, numbers, on_device, parts, phases_s, placement_json
+from nas.query import find, is_asked, numbers, on_device, parts, phases_s, placement_json
 from search_spaces import SPACES, Point, VLMConfig, unknown
 from search_spaces.reference import named, plain
 from search_spaces.systems import with_quant
@@ -105,7 +105,7 @@ def _model(text: str, archive: Archive, profile: Profile, quant: str | None) -> 
         config = with_quant(config, quant)
     experiment = archive.experiment
     # beside prices that are stored stand such by the same cost model
-    prices = experiment.cost_model if is_own(archive, profile) else "auto"
+    prices = experiment.cost_model if is_asked(archive, profile) else "auto"
     cost = pricer(experiment, cost_model(prices, profile), experiment.caps).price(config)
     origin = PUBLISHED if published else FILE
     return Model(name, origin, config, cost, _accuracy(config, archive), None)

@@ -6,8 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from hardware_profiles.catalog import called
+from nas.asked import share_of
 from nas.errors import NasError
 from nas.objectives import CAPS, OBJECTIVES
 from nas.proxies import PROXIES, proxy
@@ -150,18 +163,25 @@ class PlacementSpec(_Strict):
 
 
 class Experiment(_Strict):
-    """What to search, where, for what; unknown keys are errors. `only`: values that choices of the space may take."""
+    """What to search, where, for what; unknown keys are errors. `only`: values that choices of the space may take.
+
+    One device is written `device`, several are `devices`; both are there to be read, `device` being the first one.
+    """
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$")]
     space: str = "tiny"
     only: dict[str, tuple[int | float | str, ...]] = {}
     device: str = "host"
+    devices: tuple[str, ...] = ()  # never empty once it is read
     cost_model: Literal["auto", "roofline", "learned"] = "auto"
     workload: WorkloadSpec = WorkloadSpec()
     objectives: tuple[str, ...] = ("accuracy", "latency")
     caps: dict[str, Annotated[float, Field(gt=0)]] = {}
     sampler: Literal["cost_aware", "gp", "nsga2", "nsga3", "random", "tpe"] = "nsga2"
     trials: Positive = 150
+    until_gain: Annotated[float | None, BeforeValidator(lambda asked: asked if asked is None else share_of(asked))] = (
+        None
+    )
     workers: Positive = 1
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     proxy: ProxySpec = ProxySpec()
@@ -169,6 +189,28 @@ class Experiment(_Strict):
     placement: PlacementSpec | None = None
     timed_kernels: Annotated[int, Field(ge=50, strict=True)] = 320
     measure: Annotated[int, Field(ge=0, le=32, strict=True)] = 8
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_device_or_several(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if "device" in data and "devices" in data:
+            raise ValueError("device and devices are both given: keep one of them, devices where there are several")
+        if "devices" not in data:
+            return {**data, "devices": [data.get("device", "host")]}
+        several = data["devices"]
+        if not isinstance(several, list | tuple) or not several or not all(isinstance(name, str) for name in several):
+            raise ValueError(f"devices must be a list of one or more names of devices, but got {several!r}")
+        if len({called(name) for name in several}) < len(several):
+            raise ValueError(f"devices must be different ones, but got {', '.join(several)}")
+        return {**data, "device": several[0]}
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = dump(self)
+        data.pop("device" if len(self.devices) > 1 else "devices", None)
+        return data
 
     @field_validator("space")
     @classmethod
@@ -227,6 +269,12 @@ class Experiment(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _a_placement_has_one_device(self) -> Experiment:
+        if self.placement is not None and len(self.devices) > 1:
+            raise ValueError("a placement is between one device and a cloud: give device instead of devices")
+        return self
+
+    @model_validator(mode="after")
     def _weights_know_the_data(self) -> Experiment:
         for name in self.proxy.names:
             known = PROXIES[name].scenes
@@ -238,9 +286,13 @@ class Experiment(_Strict):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same when a stored experiment is continued; budgets may grow."""
-        free = {"trials", "workers", "seed", "measure", "timed_kernels", "caps", "sampler"}
-        data = self.model_dump(mode="json", exclude=free)
+        """What must stay the same when a stored experiment is continued; budgets may grow.
+
+        Of several devices it is the first, whose costs are stored; on the others all is priced anew, so that they may
+        be added, removed and reordered.
+        """
+        free = {"trials", "until_gain", "workers", "seed", "measure", "timed_kernels", "caps", "sampler", "devices"}
+        data = {**self.model_dump(mode="json", exclude=free), "device": self.device}
         between = [{"proxy": rung.proxy, "steps": rung.steps} for rung in self.proxy.between]
         data["proxy"] = {
             "cheap": self.proxy.cheap,

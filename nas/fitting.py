@@ -34,9 +34,9 @@ def would_fit(
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def owner_of(cap: str, limit: float, experiment: Experiment) -> str:
-    """Whose memory a cap is, where no user set it so low; empty for a user's."""
-    return _OWNERS[cap].format(device=experiment.device) if cap in _OWNERS and limit != experiment.caps.get(cap) else ""
+def owner_of(cap: str, limit: float, experiment: Experiment, device: str) -> str:
+    """Whose memory a cap is on a device, where no user set it so low; empty for a user's."""
+    return _OWNERS[cap].format(device=device) if cap in _OWNERS and limit != experiment.caps.get(cap) else ""
 
 
 def memory_told(

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from nas.archive import Evaluation
 from nas.expected import ExpectedAccuracy, ExpectedSeconds
 from nas.experiment import Experiment
+from nas.fleet import Fleet
+from nas.objectives import violations
 from nas.proxies import PROXIES, Proxy
 from nas.samplers.design import one_thread
 from nas.samplers.gain import Gain
@@ -51,16 +53,18 @@ class Promising:
     Refused ones are left out. Nothing depends on the order of `candidates`.
     """
 
-    def __init__(self, experiment: Experiment, candidates: Iterable[Evaluation], target: Proxy) -> None:
+    def __init__(
+        self, experiment: Experiment, candidates: Iterable[Evaluation], target: Proxy, fleet: Fleet | None = None
+    ) -> None:
         self._experiment, self._names = experiment, experiment.objectives
         self._candidates = sorted((e for e in candidates if e.accuracy), key=lambda evaluation: evaluation.id)
         self._at = {evaluation.id: at for at, evaluation in enumerate(self._candidates)}
-        self._first = promotion_order(self._candidates, self._names, FIRST)
+        self._first = self._order(fleet)[:FIRST]
         self._fitted_on = -1
         if not self._candidates:
             return
         space, below = experiment.searched, _proxy_of(self._candidates)
-        self._costs = self._minimised(self._candidates)
+        self._costs, self._kept = self._minimised(fleet)
         self._accuracy = ExpectedAccuracy(
             space,
             space.indices([evaluation.point for evaluation in self._candidates]),
@@ -69,7 +73,9 @@ class Promising:
             shares=not below.ranks_only,
             target_ranks=target.ranks_only,
         )
-        self._low, dearest = self._costs.min(1), self._costs.max(1)
+        anywhere = self._kept | ~self._kept.any(1, keepdims=True)  # on a device that affords none, all
+        self._low = np.array([each[kept].min(0) for each, kept in zip(self._costs, anywhere, strict=True)])
+        dearest = np.array([each[kept].max(0) for each, kept in zip(self._costs, anywhere, strict=True)])
         self._high = dearest + _BEYOND * (dearest - self._low)
 
     def next(self, done: Mapping[str, Evaluation], running: Collection[str], budget: Budget) -> Evaluation | None:
@@ -126,9 +132,9 @@ class Promising:
         # what no candidate is expected to fall below stands at no cost
         floor = min(float(accuracy.min(initial=np.inf)), float(self._mean.min()))
         costs = np.concatenate([self._costs[:, known], self._low[:, None]], axis=1)
-        kept = np.ones(costs.shape[:2], bool)
+        kept = np.concatenate([self._kept[:, known], np.ones((len(costs), 1), bool)], axis=1)
         gain = Gain(costs, kept, np.append(accuracy, floor), self._low, self._high)
-        affordable = gain.affordable(self._costs, np.ones(self._costs.shape[:2], bool))
+        affordable = gain.affordable(self._costs, self._kept)
         for key in sorted(running):
             if key in self._at:
                 gain.add(affordable[:, self._at[key]], float(self._mean[self._at[key]]))
@@ -161,10 +167,26 @@ class Promising:
         known = {self._at[key]: float(seconds) for key, seconds in took.items() if seconds}
         return self._seconds.predict(np.array(list(known), np.intp), np.array(list(known.values())))
 
-    def _minimised(self, evaluations: Sequence[Evaluation]) -> Array:
-        """(devices, evaluations, costs): the objectives but the accuracy."""
+    def _minimised(self, fleet: Fleet | None) -> tuple[Array, NDArray[np.bool_]]:
+        """(the objectives but the accuracy (devices, candidates, costs), whether a device affords each)."""
         costs = [at for at, name in enumerate(self._names) if name != "accuracy"]
-        return np.array([[evaluation.minimised(self._names) for evaluation in evaluations]])[:, :, costs]
+        if fleet is None:
+            found = np.array([[evaluation.minimised(self._names) for evaluation in self._candidates]])
+            return found[:, :, costs], np.ones(found.shape[:2], bool)
+        priced = fleet.prices(self._candidates)
+        found = np.array([[evaluation.minimised(self._names) for evaluation in each] for each in priced])
+        kept = [
+            [not violations(caps, evaluation.cost, None) for evaluation in each]
+            for caps, each in zip(fleet.caps, priced, strict=True)
+        ]
+        return found[:, :, costs], np.array(kept, bool)
+
+    def _order(self, fleet: Fleet | None) -> list[Evaluation]:
+        """As `promotion_order`, the devices by turns."""
+        if fleet is None:
+            return promotion_order(self._candidates, self._names, FIRST)
+        orders = [promotion_order(each, self._names, FIRST) for each in fleet.on_each(self._candidates)]
+        return fleet.in_turn(orders, self._candidates)
 
 
 def _ranks(costs: Array) -> Array:

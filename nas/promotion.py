@@ -19,13 +19,15 @@ from typing import Any
 
 from optuna.samplers import RandomSampler
 
+from hardware_profiles import load
 from nas.archive import DIVERGED, Archive, Evaluation
 from nas.experiment import Rung
+from nas.fleet import Fleet
 from nas.objectives import Accuracy, violations
 from nas.promising import ESTIMATE_S, Budget, Promising
 from nas.proxies import PROXIES
 from nas.search import Progress
-from nas.tally import FrontTracker, drop_unfinished
+from nas.tally import FleetTracker, FrontTracker, drop_unfinished
 from search_spaces import VLMConfig
 
 
@@ -46,10 +48,14 @@ def promote(
     experiment, step = archive.experiment, "train" if fidelity == "dear" else fidelity
     drop_unfinished(archive, fidelity)
     done = {evaluation.id: evaluation for evaluation in archive.evaluations(fidelity)}
-    allowed = [e for e in archive.evaluations(below) if not violations(experiment.caps, e.cost, None)]
-    promising = Promising(experiment, allowed, PROXIES[rung.proxy])
+    several = len(experiment.devices) > 1
+    fleet = Fleet.of(experiment, [load(name) for name in experiment.devices]) if several else None
+    allowed = [e for e in archive.evaluations(below) if not e.refused]
+    if fleet is None:
+        allowed = [e for e in allowed if not violations(experiment.caps, e.cost, None)]
+    promising = Promising(experiment, allowed, PROXIES[rung.proxy], fleet)
     total = len(done) + max(0, min(rung.promote - len(done), promising.left(done)))
-    tracker = FrontTracker(experiment)
+    tracker = FleetTracker(fleet) if fleet else FrontTracker(experiment)
     for evaluation in done.values():
         tracker.add(evaluation)
     started = time.monotonic()
@@ -85,7 +91,7 @@ def _timed(estimate: Callable[[VLMConfig], dict[str, Any]], config: VLMConfig) -
     return {**found, ESTIMATE_S: time.monotonic() - started}
 
 
-def _note(tracker: FrontTracker, done: Mapping[str, Evaluation], gain_left: float) -> str:
+def _note(tracker: FrontTracker | FleetTracker, done: Mapping[str, Evaluation], gain_left: float) -> str:
     left = f", the best left adds {gain_left:.4f}" if gain_left else ""
     diverged = sum(bool(evaluation.refused) for evaluation in done.values())
     return tracker.note() + left + (f", diverged {diverged}" if diverged else "")

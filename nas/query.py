@@ -4,56 +4,113 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cost_models.cost import RequestCost
 from cost_models.models import cost_model
-from hardware_profiles import Profile
+from hardware_profiles import Profile, load
 from hardware_profiles.catalog import called
 from nas.archive import DIVERGED, Archive, Evaluation
 from nas.asked import Asked, Rule
+from nas.candidate import Pricer
 from nas.choice import Choice, choose, meeting, ranking_proxy
 from nas.errors import NasError
-from nas.objectives import Accuracy, objectives_of
+from nas.objectives import CAPS, Accuracy, objectives_of, with_memory
+from nas.placement import PlacedPricer
 from nas.placement import pricer as placed_pricer
 from nas.search import front_of
 from search_spaces import VLMConfig, unknown
 from search_spaces.systems import quant_of
 
+if TYPE_CHECKING:
+    from nas.advice import Advice
+
+#: Objectives that are the model's on every device.
+_NO_DEVICES = ("parameters", "accuracy")
+
 
 def is_own(archive: Archive, profile: Profile) -> bool:
-    """Whether a profile is of the experiment's own device and runtime, for which prices and measurements are stored."""
+    """Whether a profile is of the experiment's first device and runtime, for which prices are stored."""
     return profile.called == called(archive.experiment.device)
 
 
+def is_asked(archive: Archive, profile: Profile) -> bool:
+    """Whether a profile is of one of the experiment's devices and its runtime: its caps hold there."""
+    return profile.called in {called(name) for name in archive.experiment.devices}
+
+
+def is_measured(archive: Archive, profile: Profile) -> bool:
+    """Whether a profile is of the device that the experiment's models are measured on."""
+    devices = [called(name) for name in archive.experiment.devices]
+    return profile.called == ("host" if "host" in devices else devices[0])
+
+
 def on_device(archive: Archive, evaluations: Sequence[Evaluation], profile: Profile) -> list[Evaluation]:
-    """The evaluations priced anew for a device; those of the experiment's own device as they were stored."""
+    """The evaluations priced anew for a device; those of the experiment's first device as they were stored."""
     if is_own(archive, profile):
         return list(evaluations)
+    configs = [evaluation.config(archive.experiment) for evaluation in evaluations]
+    costs = pricer_on(archive, profile).prices(configs)
+    return [e.costing(cost) for e, cost in zip(evaluations, costs, strict=True)]
+
+
+def pricer_on(archive: Archive, profile: Profile) -> Pricer | PlacedPricer:
+    """What prices on a device: by the experiment's cost model on its own ones, by the device's best on others."""
     experiment = archive.experiment
-    costs = placed_pricer(experiment, cost_model("auto", profile)).prices(
-        [evaluation.config(experiment) for evaluation in evaluations]
-    )
-    return [
-        Evaluation(e.id, e.point, cost, e.accuracy, e.refused, e.detail)
-        for e, cost in zip(evaluations, costs, strict=True)
-    ]
+    model = experiment.cost_model if is_asked(archive, profile) else "auto"
+    return placed_pricer(experiment, cost_model(model, profile))
+
+
+def caps_held(archive: Archive, profile: Profile) -> dict[str, float]:
+    """The caps that hold on a device: the experiment's on its own devices, and the memory on each.
+
+    On another one of the experiment's caps only those hold that no device changes, on parameters and accuracy: whoever
+    allowed 2 s on a Raspberry Pi said nothing of a Jetson.
+    """
+    caps = archive.experiment.caps
+    if not is_asked(archive, profile):
+        caps = {cap: limit for cap, limit in caps.items() if CAPS[cap] in _NO_DEVICES}
+    return with_memory(caps, profile.usable_memory_bytes)
 
 
 def front(archive: Archive, profile: Profile | None = None) -> list[Evaluation]:
     """The front of the dearest fidelity at hand; an empty one raises NasError.
 
-    On the experiment's own device its caps hold, those on accuracy too, which no search can check beforehand.
+    Without a profile it is that of the first device. The caps hold that `caps_held` tells, those on accuracy too, which
+    no search can check beforehand.
     """
     experiment = archive.experiment
+    if profile is None and len(experiment.devices) > 1:
+        profile = load(experiment.device)
     known = archive.best_known()
-    if profile is not None and not is_own(archive, profile):
-        known = on_device(archive, known, profile)
-    else:
-        known = known and meeting(known, _judged(experiment.caps, known))
+    if known and profile is None:
+        known = meeting(known, _judged(experiment.caps, known))
+    elif known and profile is not None:
+        known = meeting(
+            on_device(archive, known, profile),
+            _judged(caps_held(archive, profile), known),
+            "" if is_own(archive, profile) else f" on {profile.called}",
+        )
     found = front_of(known, experiment.objectives)
     if not found:
         raise NasError(f"the front of {archive.experiment.name!r} is empty: {_why_empty(archive)}")
+    return found
+
+
+def fronts(archive: Archive, profiles: Sequence[Profile]) -> dict[str, list[Evaluation]]:
+    """The front on each device by what it is called; empty where nothing evaluated keeps the caps there.
+
+    Where it is empty on all of them, NasError is raised.
+    """
+    found: dict[str, list[Evaluation]] = {}
+    first: NasError | None = None
+    for profile in profiles:
+        try:
+            found[profile.called] = front(archive, profile)
+        except NasError as error:
+            found[profile.called], first = [], first or error
+    if first and not any(found.values()):
+        raise first
     return found
 
 
@@ -72,9 +129,10 @@ def best(archive: Archive, profile: Profile, caps: Mapping[str, float], asked: A
             f"min_accuracy = {caps['min_accuracy']:g} cannot be judged: scores of the proxy "
             f"{ranking_proxy(known)} only rank; let the search train models (proxy: promote), or leave it away"
         )
-    if asked.rule in (Rule.KNEE, Rule.NEAR) and is_own(archive, profile):
-        held = {cap: limit for cap, limit in _judged(experiment.caps, known).items() if cap not in caps}
-        known = meeting(known, held)
+    known = meeting(known, with_memory({}, profile.usable_memory_bytes), f" on {profile.called}")
+    if asked.rule in (Rule.KNEE, Rule.NEAR):
+        held = _judged(caps_held(archive, profile), known)
+        known = meeting(known, {cap: limit for cap, limit in held.items() if cap not in caps})
     return choose(known, caps, asked, experiment.objectives, where=f" on {profile.name}")
 
 
@@ -134,9 +192,28 @@ def as_json(evaluation: Evaluation, archive: Archive, profile: Profile) -> dict[
         },
         "placement": placement_json(cost),
         "timed_share": cost.total.timed_share,
-        "measured": archive.measured(evaluation.id) if is_own(archive, profile) else None,
+        "measured": archive.measured(evaluation.id) if is_measured(archive, profile) else None,
         "config": evaluation.config(archive.experiment).to_dict(),
     }
+
+
+def fronts_json(
+    fronts: Mapping[str, Sequence[Evaluation]],
+    archive: Archive,
+    profiles: Sequence[Profile],
+    advised: Mapping[str, Advice] | None = None,
+) -> Any:
+    """Fronts for machines: of one device a list, of several a mapping from devices to lists.
+
+    With advice it is a mapping of `front` and `advice`, each of the same form.
+    """
+    each = {p.called: [as_json(member, archive, p) for member in fronts[p.called]] for p in profiles}
+    several = len(profiles) > 1
+    front = each if several else next(iter(each.values()))
+    if not advised:
+        return front
+    told = {name: advice.to_dict() for name, advice in advised.items()}
+    return {"front": front, "advice": told if several else next(iter(told.values()))}
 
 
 def numbers(cost: RequestCost, accuracy: Accuracy | None, profile: Profile) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from nas.candidate import Array, Pricer
 from nas.errors import NasError
 from nas.experiment import Experiment
 from nas.fitting import memory_told, owner_of
-from nas.objectives import CAPS, OBJECTIVES, Accuracy, Violation, excesses, violations, with_memory
+from nas.fleet import Fleet, caps_on
+from nas.objectives import CAPS, OBJECTIVES, Accuracy, Violation, excesses
 from nas.placement import PlacedPricer
 from nas.pricing import tabled
+from nas.promise import Promise
 from nas.proxies import proxy
-from nas.samplers import SAMPLERS, Priced, Task
+from nas.samplers import SAMPLERS
 from nas.tally import Tally, drop_unfinished
 from search_spaces import Point, SearchSpace, Value, VLMConfig
 from search_spaces.space import Indices
@@ -42,16 +44,9 @@ class Progress(Protocol):
         """`done` of `total` units of `stage`."""
 
 
-def _caps(experiment: Experiment, pricer: Pricer | PlacedPricer) -> dict[str, float]:
-    """The experiment's caps, and the memory of where it runs."""
-    if isinstance(pricer, PlacedPricer):
-        return dict(pricer.caps)
-    return with_memory(experiment.caps, pricer.model.profile.usable_memory_bytes)
-
-
 def check_caps(experiment: Experiment, pricer: Pricer | PlacedPricer, seed: int) -> None:
     """Raise NasError where no sampled point meets the caps, naming the nearest reachable value of each."""
-    caps = _caps(experiment, pricer)
+    caps = caps_on(experiment.caps, pricer)
     caps.pop("min_accuracy", None)
     space = experiment.searched
     priced = tabled(space, pricer)
@@ -73,13 +68,13 @@ def check_caps(experiment: Experiment, pricer: Pricer | PlacedPricer, seed: int)
 
         told = "; ".join(
             memory_told(owner, caps[cap], experiment, partial(needed, cap))
-            if (owner := owner_of(cap, caps[cap], experiment))
+            if (owner := owner_of(cap, caps[cap], experiment, pricer.model.profile.called))
             else f"{cap} = {caps[cap]:g} cannot be met, the nearest reachable value is about {nearest[cap]:.3g}"
             for cap in impossible
         )
     else:
         told = "no model meets all caps at once: loosen one of " + ", ".join(f"{c} = {v:g}" for c, v in caps.items())
-    raise NasError(f"{experiment.name} on {experiment.device}: {told}")
+    raise NasError(f"{experiment.name} on {pricer.model.profile.called}: {told}")
 
 
 def _ends(space: SearchSpace) -> Indices:
@@ -95,8 +90,14 @@ def search(
     adapt: Callable[[VLMConfig], VLMConfig],
     progress: Progress,
     worker: int = 0,
+    others: Sequence[Pricer | PlacedPricer] = (),
+    until_gain: float | None = None,
 ) -> None:
     """Evaluate with the cheap proxy until `trials` candidates are in the archive; continues where it was stopped.
+
+    `pricer` is of the experiment's first device, `others` are of the rest: a candidate is refused where none of them
+    affords it. With `until_gain` it ends sooner, when the next candidates promise less than this share of the fronts'
+    volume.
 
     `adapt` fits a config to the data (its vocabulary). No config is evaluated twice: a sampler's repetition is
     dropped and an unseen neighbour takes its place. Other processes may search on the same archive at the same time,
@@ -104,23 +105,42 @@ def search(
     """
     experiment = archive.experiment
     space, cheap = experiment.searched, proxy(experiment.proxy.cheap, "cheap")
-    caps = _caps(experiment, pricer)
+    fleet = Fleet(experiment, (pricer, *others))
     score = cheap.load()
     left = drop_unfinished(archive, "cheap")
     started = len(archive.trials("cheap"))
-    task = Task((Priced(tabled(space, pricer), caps),), experiment.objectives)
-    study = archive.study("cheap", SAMPLERS[experiment.sampler](seed + started + worker * _SEEDS_APART, task))
+    study = archive.study("cheap", SAMPLERS[experiment.sampler](seed + started + worker * _SEEDS_APART, fleet.task))
     rng = random.Random(f"{seed}/{started}/{worker}" if worker else f"{seed}/{started}")
-    tally = Tally(archive, study, space.choices, lambda point: adapt(space.decode(point)).id)
+
+    def config_of(point: Point) -> VLMConfig:
+        return adapt(space.decode(point))
+
+    tally = Tally(
+        archive,
+        study,
+        space.choices,
+        lambda point: config_of(point).id,
+        fleet,
+        lambda point: fleet.affords(config_of(point)),
+    )
     tally.left += left
+    promise = Promise(fleet.task, until_gain, experiment.seed)
+    promises = until_gain is not None or experiment.sampler == "cost_aware"
 
     def seen(point: Point) -> bool:
-        return tally.taken(adapt(space.decode(point)).id)
+        return tally.taken(config_of(point).id)
+
+    def note() -> str:
+        return tally.front.note(tally.refused) + promise.note()
 
     told_s = -math.inf
     while tally.accepted < trials and len(tally.known) < space.size:
+        if promises:
+            promise.look(tally.points, tally.accuracies)
+            if promise.spent:
+                break
         if time.monotonic() - told_s > _TELL_S:
-            progress("search", tally.accepted, trials, tally.front.note(tally.refused))
+            progress("search", tally.accepted, trials, note())
             told_s = time.monotonic()
         if len(tally.known | tally.claimed) >= space.size:  # the last configs are at other workers
             if not tally.waits():
@@ -129,7 +149,7 @@ def search(
             tally.look()
             continue
         trial = archive.begin(study, tally.left.pop() if tally.left else None)
-        config = adapt(space.decode(trial.params))
+        config = config_of(trial.params)
         tally.look()
         if tally.taken(config.id, trial.number):
             study.tell(trial, state=TrialState.FAIL)
@@ -138,7 +158,8 @@ def search(
                 tally.left.append(_unseen_neighbour(trial.params, space, seen, rng))
             continue
         cost = pricer.price(config)
-        broken = violations(caps, cost, None)
+        by_device = fleet.broken(config)
+        broken = by_device[0] if all(by_device) else []
         detail = {"vocabulary": config.language.vocabulary}
         if broken:
             evaluation = Evaluation(config.id, trial.params, cost, None, tuple(v.cap for v in broken), detail)
@@ -147,9 +168,11 @@ def search(
         else:
             accuracy = Accuracy(score(config, experiment.seed), cheap.name, cheap.basis)
             evaluation = Evaluation(config.id, trial.params, cost, accuracy, detail=detail)
-        archive.record("cheap", trial, evaluation, penalty=sum(violation.excess for violation in broken))
+        past = min(sum(violation.excess for violation in each) for each in by_device)
+        archive.record("cheap", trial, evaluation, penalty=past)
         tally.look()
-    progress("search", tally.accepted, max(trials, tally.accepted), tally.front.note(tally.refused))
+    most = tally.accepted if promise.spent else max(trials, tally.accepted)
+    progress("search", tally.accepted, most, note())
 
 
 def promotion_order(evaluations: Sequence[Evaluation], names: tuple[str, ...], count: int) -> list[Evaluation]:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas import pareto
 from nas.archive import Archive, Evaluation
 from nas.experiment import Experiment
+from nas.fleet import Fleet
 from nas.objectives import objective
 from nas.processes import is_alive, is_local, this_process
 from search_spaces import Point
@@ -63,20 +64,64 @@ class FrontTracker:
         return f"front {size}, hypervolume {volume:.3f}" + (f", refused {refused}" if refused else "")
 
 
+class FleetTracker:
+    """As `FrontTracker`, of several devices: a front on each, of what keeps its caps."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._each = [FrontTracker(fleet.experiment) for _ in fleet.pricers]
+        self._accuracy = fleet.experiment.objectives.index("accuracy")
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Take an evaluation in; refused ones are passed over."""
+        if not evaluation.refused:
+            for tracker, priced in zip(self._each, self._fleet.on_each([evaluation]), strict=True):
+                for each in priced:
+                    tracker.add(each)
+
+    def add_point(self, point: Point, accuracy: float) -> None:
+        """Take in the accuracy of a point."""
+        task = self._fleet.task
+        costs, kept = task.costs(task.space.indices([point]))
+        for tracker, [row], [keeps] in zip(self._each, costs, kept, strict=True):
+            if keeps:
+                values = list(row)
+                values.insert(self._accuracy, accuracy)
+                tracker.add_values(values)
+
+    def note(self, refused: int = 0) -> str:
+        """For the progress bar: the sizes of the fronts, and their mean hypervolume."""
+        sizes, volumes = zip(*(tracker.state() for tracker in self._each), strict=True)
+        told = f"fronts {' + '.join(map(str, sizes))}, hypervolume {sum(volumes) / len(volumes):.3f}"
+        return f"{told}, mean of {len(sizes)} devices" + (f", refused {refused}" if refused else "")
+
+
 class Tally:
     """The configs of a study that are evaluated, and those that some process is at; `look` takes in what is new.
 
     `choices` are the names of a point's values, and `config_id` tells the config of one. `left` are points that a
-    process which died was at: whoever failed its trial is to evaluate them.
+    process which died was at: whoever failed its trial is to evaluate them. A point that was refused and that a device
+    `affords` now, as one was added or a cap loosened, is as good as never seen. Of a `fleet` of several devices each
+    has its front.
     """
 
     def __init__(
-        self, archive: Archive, study: Study, choices: Collection[str], config_id: Callable[[Point], str]
+        self,
+        archive: Archive,
+        study: Study,
+        choices: Collection[str],
+        config_id: Callable[[Point], str],
+        fleet: Fleet | None = None,
+        affords: Callable[[Point], bool] = lambda _: False,
     ) -> None:
         self._archive, self._study, self._choices, self._config_id = archive, study, set(choices), config_id
+        self._affords = affords
         self.known: set[str] = set()
         self.refused = 0
-        self.front = FrontTracker(archive.experiment)
+        self.front = FleetTracker(fleet) if fleet and fleet.several else FrontTracker(archive.experiment)
+        #: Of what was not refused, in the order it came.
+        self.points: list[Point] = []
+        self.accuracies: list[float] = []
         self.left: list[Point] = []
         self._read = 0
         self._open: dict[int, FrozenTrial] = {}
@@ -148,9 +193,16 @@ class Tally:
         found = self._archive.stored(trial) if trial.state is not TrialState.FAIL else None
         if found is None or found["id"] in self.known:
             return
-        self.known.add(found["id"])
         if found["refused"]:
-            self.refused += 1
+            if not self._affords(trial.params):
+                self.known.add(found["id"])
+                self.refused += 1
+            return
+        self.known.add(found["id"])
+        self.points.append(trial.params)
+        self.accuracies.append(found["accuracy"]["value"])
+        if isinstance(self.front, FleetTracker):
+            self.front.add_point(trial.params, self.accuracies[-1])
         else:
             self.front.add_values(trial.values)
 

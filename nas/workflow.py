@@ -24,16 +24,23 @@ from search_spaces import SPACES, VLMConfig
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search ended with; `seconds` by step."""
+    """What a search ended with: the front of each device, the first one first; `seconds` by step."""
 
-    front: list[Evaluation]
+    fronts: dict[str, list[Evaluation]]
     measured: list[dict[str, Any]]
     report: Path
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 def run(
-    experiment: Experiment, url: str, folder: Path, trials: int, seed: int, progress: Progress, workers: int = 1
+    experiment: Experiment,
+    url: str,
+    folder: Path,
+    trials: int,
+    seed: int,
+    progress: Progress,
+    workers: int = 1,
+    until_gain: float | None = None,
 ) -> Outcome:
     """Run an experiment, or what is left of it, into the storage at `url` and the files in `folder`.
 
@@ -54,22 +61,23 @@ def run(
         seconds[step] = time.monotonic() - started
         return result
 
+    profiles = [device(name) for name in experiment.devices]
     archive = Archive.create(url, experiment)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        profile = device(experiment.device)
         with alone(folder / "kernels.lock", progress):
-            model = timed("kernels", lambda: ready_model(experiment, profile, progress))
-        pricer = placed_pricer(experiment, model, experiment.caps)
-        check_caps(experiment, pricer, experiment.seed)
+            models = timed("kernels", lambda: [ready_model(experiment, each, progress) for each in profiles])
+        pricer, *others = [placed_pricer(experiment, model, experiment.caps) for model in models]
+        for each in (pricer, *others):
+            check_caps(experiment, each, experiment.seed)
         adapt = timed("data", lambda: _adapted(experiment))
 
         def searched() -> None:
             with (
                 numbered(folder) as number,
-                beside(workers - 1, _search_beside, experiment, url, folder, trials, seed),
+                beside(workers - 1, _search_beside, experiment, url, folder, trials, seed, until_gain),
             ):
-                search(archive, pricer, trials, seed, adapt, progress, number)
+                search(archive, pricer, trials, seed, adapt, progress, number, others, until_gain)
 
         timed("search", searched)
         with alone(folder / "rest.lock", progress) as waited:
@@ -84,32 +92,38 @@ def run(
                     last = Rung(proxy=spec.dear, promote=spec.promote, seconds=spec.seconds, steps=spec.steps)
                     estimate = partial(evaluation.estimate, experiment, folder, last.proxy, last.steps)
                     timed("train", partial(promote, archive, below, last, estimate, progress))
-            front = query.front(archive)
+            fronts = query.fronts(archive, profiles)
             measured: list[dict[str, Any]] = []
-            here = profile.name == "host" and profile.runtime == TVM and experiment.placement is None
-            if here and experiment.measure:
-                members = front[: experiment.measure]
-                measured = timed("measure", lambda: measure(archive, profile, members, folder, progress))
-            report = timed("report", lambda: write_report(archive, profile, folder / "report.html"))
+            here = next((p for p in profiles if p.called == "host"), None)
+            if here and experiment.placement is None and experiment.measure:
+                members = fronts[here.called][: experiment.measure]
+                measured = timed("measure", lambda: measure(archive, here, members, folder, progress))
+            report = timed("report", lambda: write_report(archive, profiles[0], folder / "report.html"))
             archive.record_finished(_asked(archive))
-        return Outcome(front, measured, report, seconds)
+        return Outcome(fronts, measured, report, seconds)
     finally:
         archive.close()
 
 
 def _asked(archive: Archive) -> dict[str, Any]:
     """What the steps after the search are about: of how many candidates how many are promoted, and for how long."""
-    return {"trials": len(archive.trials("cheap")), "proxy": archive.experiment.proxy.model_dump(mode="json")}
+    return {
+        "trials": len(archive.trials("cheap")),
+        "devices": list(archive.experiment.devices),
+        "proxy": archive.experiment.proxy.model_dump(mode="json"),
+    }
 
 
-def _search_beside(experiment: Experiment, url: str, folder: Path, trials: int, seed: int) -> None:
+def _search_beside(
+    experiment: Experiment, url: str, folder: Path, trials: int, seed: int, until_gain: float | None
+) -> None:
     """The step search in a worker: all before it is done, and others show how far it is."""
     archive = Archive(open_storage(url, create=False), experiment)
     try:
-        model = cost_model(experiment.cost_model, device(experiment.device))
-        pricer = placed_pricer(experiment, model, experiment.caps)
+        models = [cost_model(experiment.cost_model, device(name)) for name in experiment.devices]
+        pricer, *others = [placed_pricer(experiment, model, experiment.caps) for model in models]
         with numbered(folder) as number:
-            search(archive, pricer, trials, seed, _adapted(experiment), lambda *_: None, number)
+            search(archive, pricer, trials, seed, _adapted(experiment), lambda *_: None, number, others, until_gain)
     finally:
         archive.close()
 

@@ -15,17 +15,34 @@ def front(
     experiment: Name = None,
     device: Device = None,
     runtime: Runtime = None,
+    advice: Annotated[
+        bool | None,
+        typer.Option(
+            "--advice/--no-advice", help="What more trials would add; on the screen by default, with --json if asked."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the front of a stored experiment, priced for any device."""
-    from nas import query, screen
+    """Show the front of a stored experiment on each of its devices, or on any device, and whether to search on."""
+    from nas import query, screen, workflow
+    from nas.advice import advice as advised
 
     with opened(storage, experiment, device, runtime) as (archive, profile):
-        members = query.front(archive, profile)
-        if as_json:
-            screen.print_json([query.as_json(member, archive, profile) for member in members])
+        profiles = [profile]
+        if device is None and runtime is None:
+            profiles += [workflow.device(name) for name in archive.experiment.devices[1:]]
+        if len(profiles) == 1:
+            fronts = {profile.called: query.front(archive, profile)}
         else:
-            screen.show_front(members, archive, profile)
+            fronts = query.fronts(archive, profiles)
+        if as_json:
+            told = {each.called: advised(archive, each) for each in profiles} if advice else None
+            screen.print_json(query.fronts_json(fronts, archive, profiles, told))
+            return
+        screen.show_fronts(fronts, archive, profiles)
+        if advice is not False:  # after the fronts, since it takes some seconds more
+            for each in profiles:
+                screen.show_advice(advised(archive, each), each if len(profiles) > 1 else None)
 
 
 def best(

@@ -86,6 +86,20 @@ def front_figure(
     return {"data": [mark for mark in marks if mark["x"]], "layout": layout}
 
 
+def fleet_figure(fronts: Mapping[str, Sequence[Dot]], x: Axis, y: Axis) -> Figure:
+    """The front of each device, by its escaped name, over a cost whose axis is logarithmic; steps join its members."""
+    colours, marks = itertools.cycle(OTHER_COLOURS), []
+    for name, dots in fronts.items():
+        colour = next(colours)
+        steps = staircase([(dot.x, dot.y) for dot in dots], (x.sign, y.sign))
+        marks.append(_line(steps, name, {"color": colour, "width": 2, "shape": "hv"}) | {"showlegend": False})
+        marks.append(_dots(dots, name, {"color": colour, "size": 9, "line": {"color": "#fff", "width": 1}}))
+    layout, values = _layout(430), [dot.x for dots in fronts.values() for dot in dots]
+    layout["xaxis"] |= {"title": {"text": x.title}, **(log_axis(min(values), max(values)) if min(values) > 0 else {})}
+    layout["yaxis"] |= {"title": {"text": y.title}}
+    return {"data": [mark for mark in marks if mark["x"]], "layout": layout}
+
+
 def agreement_figure(phases: Mapping[str, Sequence[Dot]]) -> Figure:
     """Measured (x) against predicted (y) milliseconds by phase or kind, with the diagonal and lines at +-10 %."""
     values = [value for dots in phases.values() for dot in dots for value in (dot.x, dot.y)]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from hardware_profiles import Basis, Profile
+from hardware_profiles import Basis, Profile, load
 from nas import query
 from nas.archive import Archive, Evaluation
 from nas.experiment import Experiment
-from nas.objectives import OBJECTIVES, objective
+from nas.objectives import OBJECTIVES, objective, violations
 from nas.report.page import number
 
 _TITLES = {"decode_s_per_token": "decode per token", "time_to_first_token": "time to first token"}
@@ -21,7 +23,8 @@ class Findings:
     """What an archive holds, read once.
 
     between: by the proxies between the cheap and the dear one. known: the candidates that the front was chosen from.
-    front: the most accurate first. measured, words: by id.
+    front: the most accurate first. measured, words: by id. fronts: of each device, the first device first. Of several
+    devices all but the fronts is of the first that has one: what breaks its caps counts as refused.
     """
 
     experiment: Experiment
@@ -33,19 +36,29 @@ class Findings:
     front: list[Evaluation]
     measured: dict[str, dict[str, Any]]
     words: dict[str, str]
+    fronts: list[tuple[Profile, list[Evaluation]]]
 
     @classmethod
     def of(cls, archive: Archive, profile: Profile) -> Findings:
         """Read an archive; without a front there is nothing to report, which raises NasError."""
         experiment, known = archive.experiment, archive.best_known()
-        members = {member.id for member in query.front(archive)}
-        front = sorted((e for e in known if e.id in members), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
+        profiles = [profile, *(load(name) for name in experiment.devices[1:])]
+        fronts = [(each, found) for each, found in zip(profiles, query.fronts(archive, profiles).values(), strict=True)]
         cheap, *rungs, dear = (archive.evaluations(fidelity) for fidelity in archive.fidelities)
-        between = dict(zip(archive.fidelities[1:-1], rungs, strict=True))
-        records = {evaluation.id: archive.measured(evaluation.id) for evaluation in (known if dear else front)}
-        measured = {key: record for key, record in records.items() if record}
         words = {e.id: query.describe(e, archive) for e in (*known, *cheap)}
-        return cls(experiment, profile, cheap, dear, between, known, front, measured, words)
+        if len(profiles) > 1:
+            profile = next(each for each, found in fronts if found)
+            known, cheap, dear = (query.on_device(archive, each, profile) for each in (known, cheap, dear))
+            caps = {cap: limit for cap, limit in query.caps_held(archive, profile).items() if cap != "min_accuracy"}
+            known, cheap, dear = ([_judged(e, caps) for e in each] for each in (known, cheap, dear))
+            known = [e for e in known if not e.refused]
+        members = {member.id for each, found in fronts if each is profile for member in found}
+        front = sorted((e for e in known if e.id in members), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
+        between = dict(zip(archive.fidelities[1:-1], rungs, strict=True))
+        shown = (known if dear else front) if query.is_measured(archive, profile) else []
+        records = {evaluation.id: archive.measured(evaluation.id) for evaluation in shown}
+        measured = {key: record for key, record in records.items() if record}
+        return cls(experiment, profile, cheap, dear, between, known, front, measured, words, fronts)
 
     @property
     def trained(self) -> bool:
@@ -77,6 +90,12 @@ class Findings:
     def basis(self, evaluation: Evaluation, name: str) -> Basis:
         """How an objective's value was obtained."""
         return objective(name).basis(evaluation.cost, evaluation.accuracy, self.profile)
+
+
+def _judged(evaluation: Evaluation, caps: Mapping[str, float]) -> Evaluation:
+    """An evaluation that another device affords, refused for what it breaks on this one."""
+    broken = () if evaluation.refused else tuple(v.cap for v in violations(caps, evaluation.cost, None))
+    return dataclasses.replace(evaluation, refused=broken) if broken else evaluation
 
 
 def in_words(name: str) -> str:

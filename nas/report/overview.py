@@ -63,9 +63,11 @@ def header(found: Findings) -> str:
     experiment, profile, work = found.experiment, found.profile, found.experiment.workload
     fit = sum(not evaluation.refused for evaluation in found.cheap)
     space = experiment.searched
+    others = ", ".join(each.full_title for each, _ in found.fronts if each is not profile)
     facts = {
         "Device": f"{profile.full_title}; {profile.chip}; runs on {profile.runs_on}, "
         f"{count(profile.threads.value, 'thread')}",
+        **({"Other devices": others} if others else {}),
         "One request": f"{count(work.images, 'image')}, {count(work.prompt_tokens, 'prompt token')}, "
         f"{count(work.new_tokens, 'new token')}",
         **({"Placement": _placement(experiment.placement)} if experiment.placement else {}),

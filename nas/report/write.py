@@ -13,6 +13,7 @@ from nas.archive import Archive
 from nas.proxies import PROXIES
 from nas.report.course import history_section, importance_section, training_section
 from nas.report.findings import Findings
+from nas.report.fleet import fleet_section
 from nas.report.overview import front_section, header, table_section
 from nas.report.page import badge, number, page, save
 from nas.report.published import beside_section
@@ -34,6 +35,7 @@ def write_report(archive: Archive, profile: Profile, path: Path) -> Path:
     sections = (
         header,
         front_section,
+        fleet_section,
         beside_section,
         table_section,
         agreement_section,
@@ -44,7 +46,7 @@ def write_report(archive: Archive, profile: Profile, path: Path) -> Path:
         operations_section,
         _footer,
     )
-    title = f"{escape(archive.experiment.name)} on {escape(profile.full_title)}"
+    title = f"{escape(archive.experiment.name)} on {escape(found.profile.full_title)}"
     return save(path, page(title, "\n".join(told(found) for told in sections)))
 
 

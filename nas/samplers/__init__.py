@@ -10,16 +10,18 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 
 from nas.samplers.cost_aware import CostAwareSampler
+from nas.samplers.several import ForAll
 from nas.samplers.task import Priced, Task
 
 
 def _quiet(make: Callable[..., BaseSampler], **options: Any) -> Callable[[int, Task], BaseSampler]:
-    """A sampler of Optuna's, without its remark that it is an experimental one."""
+    """A sampler of Optuna's, without its remark that it is an experimental one; for all devices of a task."""
 
-    def made(seed: int, _: Task) -> BaseSampler:
+    def made(seed: int, task: Task) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return make(seed=seed, **options)
+            sampler = make(seed=seed, **options)
+        return ForAll(sampler, task) if len(task.devices) > 1 else sampler
 
     return made
 

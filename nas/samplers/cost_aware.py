@@ -87,7 +87,9 @@ class CostAwareSampler(BaseSampler):
             if set(trial.params) != set(self._choices):
                 continue
             row = self._task.space.indices([trial.params])[0]
-            self._seen.add(row.tobytes())
+            # what was refused is affordable where a device has come since, and unaffordable points are not proposed
+            if not (trial.state is TrialState.COMPLETE and _refused(trial)):
+                self._seen.add(row.tobytes())
             if finished:
                 self._read = at + 1
                 if trial.state is TrialState.COMPLETE and not _refused(trial):

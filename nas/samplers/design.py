@@ -26,6 +26,8 @@ _ROUNDS = 2
 _PARENTS = 150
 #: Points whose costs tell what counts as dear.
 _DRAWN = 4000
+#: Draws that an expected gain of several points is the mean of.
+_DRAWS = 64
 
 
 def one_thread() -> AbstractContextManager[object]:
@@ -169,3 +171,26 @@ class Design:
     def _places(self, points: Indices) -> Array:
         found: Array = points / np.maximum(self.sizes - 1, 1)
         return found
+
+    def promise(self, points: Indices, accuracy: Array, seen: set[bytes], count: int) -> float:
+        """The gain that the next `count` points are expected to bring, as a share of the fronts' volume.
+
+        Infinite before there are enough points to say anything; 0 where all of the space was seen. It is rather too
+        high than too low: points are chosen for what the surrogate expects of them, and it errs (see docs/choosing.md).
+        """
+        if len(points) < _START:
+            return float("inf")
+        with one_thread():
+            chosen = self._promising(points, accuracy, seen, count)
+            if not len(chosen):
+                return 0.0
+            points = points[self.worth_keeping(points, accuracy)]  # those of the fit
+            gain = Gain(*self.task.costs(points), self._surrogate.predict(points)[0], *self.span())
+            where, found = gain.affordable(*self.task.costs(chosen)), []
+            before, reached = gain.volume, gain.reached
+            for drawn in self._surrogate.draws(chosen, _DRAWS, self.rng):
+                for at, value in enumerate(drawn):
+                    gain.add(where[:, at], value)
+                found.append(gain.volume - before)
+                gain.reached = reached
+            return float(np.mean(found)) / max(before, 1e-9)

@@ -131,6 +131,18 @@ class Surrogate:
         found = minimize(loss, self._theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
         return np.asarray(found.x)
 
+    def draws(self, points: Indices, count: int, rng: np.random.Generator) -> Array:
+        """What the accuracies of points may be together, (count, points): neighbours are right or wrong together."""
+        from scipy.linalg import solve_triangular
+
+        marked = self._marked(points)
+        across, _ = _covariance(marked, self._known, *self._tables)
+        own, _ = _covariance(marked, marked, *self._tables)
+        explained = solve_triangular(self._factor[0], across.T, lower=True)
+        left, directions = np.linalg.eigh(own - explained.T @ explained)
+        drawn = rng.standard_normal((count, len(points))) @ (directions * np.sqrt(np.maximum(left, 0.0))).T
+        return np.asarray(self._centre + self._scale * (across @ self._weights + drawn))
+
 
 def _covariance(first: Array, second: Array, own: Array, pairs: Array) -> tuple[Array, Array]:
     """(covariance of marked points, sum over choices of what pairs are products of)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -12,6 +12,7 @@ from nas.screen.models import basis_line, detail_table, front_models, front_tabl
 
 if TYPE_CHECKING:
     from hardware_profiles import Profile
+    from nas.advice import Advice
     from nas.archive import Archive, Evaluation
     from nas.choice import Choice
 
@@ -37,6 +38,25 @@ def show_front(found: Sequence[Evaluation], archive: Archive, profile: Profile, 
         out.print(f"knee: between {noun} and {COSTS[by][0]}; nas best --knee says why", markup=False)
     if len(members) < len(found):
         out.print(f"{len(members)} of {len(found)} models; nas front shows all", markup=False)
+
+
+def show_fronts(
+    fronts: Mapping[str, Sequence[Evaluation]], archive: Archive, profiles: Sequence[Profile], most: int | None = None
+) -> None:
+    """The front of each device."""
+    for at, profile in enumerate(profiles):
+        if at:
+            out.print()
+        if found := fronts[profile.called]:
+            show_front(found, archive, profile, most)
+        else:
+            out.print(f"nothing evaluated keeps the caps on {profile.full_title}", markup=False)
+
+
+def show_advice(found: Advice, profile: Profile | None = None) -> None:
+    """Whether more trials would pay; of one of several devices with its name."""
+    named = f"{profile.called}: " if profile else ""
+    out.print(f"{named}{found.told}", markup=False, soft_wrap=True)
 
 
 def show_chosen(choice: Choice, archive: Archive, profile: Profile) -> None:

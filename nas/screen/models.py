@@ -21,9 +21,9 @@ def front_table(
     The row of the `knee`, if there is one, is marked in a column of its own.
     """
     from nas.objectives import OBJECTIVES
-    from nas.query import is_own
+    from nas.query import is_measured
 
-    own, placed = is_own(archive, profile), any(member.cost.away for member in members)
+    own, placed = is_measured(archive, profile), any(member.cost.away for member in members)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("id", no_wrap=True)
     for heading in ("accuracy", "predicted", "measured", "error", "memory", "params", *(("cut", "sent") * placed)):
@@ -57,7 +57,7 @@ def front_models(members: Sequence[Evaluation], archive: Archive) -> str:
 def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: str) -> Table:
     """Every objective of one model with its basis, its latency by phase, and what was measured of it."""
     from nas.objectives import OBJECTIVES, objectives_of
-    from nas.query import describe, is_own, phases_s
+    from nas.query import describe, is_measured, phases_s
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column()
@@ -72,7 +72,7 @@ def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: 
         table.add_row("latency of the link", OBJECTIVES["latency"].show(away.link.latency_s), away.link.basis.value)
     for phase, seconds in phases_s(member.cost).items():
         table.add_row(f"latency of {phase}", OBJECTIVES["latency"].show(seconds), member.cost.basis.value)
-    measured = archive.measured(member.id) if is_own(archive, profile) else None
+    measured = archive.measured(member.id) if is_measured(archive, profile) else None
     if measured:
         table.add_row("latency, end to end", OBJECTIVES["latency"].show(measured["latency_measured_s"]), "measured")
     return table
@@ -81,7 +81,7 @@ def detail_table(member: Evaluation, archive: Archive, profile: Profile, title: 
 def basis_line(members: Sequence[Evaluation], archive: Archive, profile: Profile) -> str:
     """How the numbers of a table were obtained."""
     from nas.objectives import OBJECTIVES
-    from nas.query import is_own
+    from nas.query import is_measured
 
     first = members[0]
     told = [
@@ -90,7 +90,7 @@ def basis_line(members: Sequence[Evaluation], archive: Archive, profile: Profile
     ]
     proxy = first.accuracy.proxy if first.accuracy else "none"
     share = f"{100 * first.cost.total.timed_share:.0f} % of its latency from kernels timed on {profile.name}"
-    own = is_own(archive, profile)
+    own = is_measured(archive, profile)
     records = [record for member in members if own and (record := archive.measured(member.id))]
     disturbed = sum(not record["quiet"] for record in records)
     warning = (

@@ -459,16 +459,16 @@ SEARCHER = """
 import sys, time
 from cost_models.models import cost_model
 from hardware_profiles import load
-from nas import search
+from nas import fleet, search
 from nas.archive import Archive
 from nas.candidate import Pricer
 url, worker, trials = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 archive = Archive.open(url)
-real = search.violations
+real = fleet.violations
 def slow(*args):
     time.sleep(0.05)  # while the config is claimed
     return real(*args)
-search.violations = slow
+fleet.violations = slow
 pricer = Pricer(cost_model("roofline", load(archive.experiment.device)), archive.experiment.workload.workload())
 search.search(archive, pricer, trials, 0, lambda config: config, lambda *_: None, worker)
 """
@@ -563,5 +563,5 @@ def test_who_waited_for_the_trainings_of_the_same_begins_none(
     url = f"journal:///{tmp_path}/nas.journal"
     outcomes = [workflow.run(experiment, url, tmp_path, trials, 0, quiet) for trials in (5, 5 if already else 6)]
     assert promoted == ([4] if already else [4, 4])
-    assert outcomes[-1].front
+    assert outcomes[-1].fronts
     assert ("train" in outcomes[-1].seconds) != already

@@ -177,7 +177,7 @@ class Experiment(_Strict):
     workload: WorkloadSpec = WorkloadSpec()
     objectives: tuple[str, ...] = ("accuracy", "latency")
     caps: dict[str, Annotated[float, Field(gt=0)]] = {}
-    sampler: Literal["cost_aware", "gp", "nsga2", "nsga3", "random", "tpe"] = "nsga2"
+    sampler: Literal["cost_aware", "gp", "nsga2", "nsga3", "random", "tpe"] = "cost_aware"
     trials: Positive = 150
     until_gain: Annotated[float | None, BeforeValidator(lambda asked: asked if asked is None else share_of(asked))] = (
         None

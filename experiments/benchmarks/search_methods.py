@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISample
 from optuna.study import StudyDirection
 
 from experiments.benchmarks.search_problems import Problem
+from nas.errors import NasError
 from nas.samplers import SAMPLERS, Priced, Task
 from search_spaces.space import Indices
 
@@ -118,6 +119,13 @@ def _evolved(make: Callable[[], Any]) -> Method:
     """An algorithm of pymoo's over integers, which drops duplicates itself."""
 
     def search(problem: Problem, budget: int, seed: int) -> Run:
+        try:
+            import pymoo
+        except ImportError:
+            raise NasError(
+                "pymoo is not installed: pip install 'edge-vlm-nas[bench]', or choose others by --method"
+            ) from None
+        del pymoo
         from pymoo.core.evaluator import Evaluator
         from pymoo.core.problem import Problem as Asked
         from pymoo.problems.static import StaticProblem

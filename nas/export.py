@@ -24,7 +24,6 @@ from hardware_profiles import Profile
 from nas.archive import Archive
 from nas.errors import NasError
 from nas.hugging_face import write_hugging_face
-from nas.predict import generating
 from nas.promotion import weights_path
 from nas.proxies.data import Vocabulary
 from nas.proxies.packing import IMAGE_MEAN, IMAGE_STD
@@ -204,7 +203,7 @@ def export_described(config: Described, form: str, output: Path) -> dict[str, An
         raise NasError(f"{form} is of stored models, which have weights; of a description: {' or '.join(DESCRIBED)}")
     output.mkdir(parents=True, exist_ok=True)
     if form == "hf":
-        return write_hugging_face(generating(config), output)
+        return write_hugging_face(config, output)
     return {"files": [str(path) for path in export_config(config, output)], "notes": []}
 
 

@@ -78,7 +78,8 @@ def test_kernels_agree_with_numpy(precision: Precision, target: Mapping[str, obj
         if precision is Precision.W8A8:
             x = rounded(x[0], Precision.W8A8)[None]
         wanted = np.maximum(x[0] @ rounded(weights, precision).T + bias, 0)
-        assert abs(got - wanted).max() < 2e-5 * abs(wanted).max(), shape
+        # processors that compute in fp16 sum runs of 32 in it: eleven bits
+        assert abs(got - wanted).max() < (2e-3 if packing.native else 2e-5) * abs(wanted).max(), shape
 
 
 @pytest.mark.parametrize(("precision", "largest"), [("fp16", 1e-3), ("int8", 0.01), ("w8a8", 0.01), ("int4", 0.15)])

@@ -78,7 +78,7 @@ def test_an_experiment_of_full_size_ends_with_what_fits(path: Path, run: Any, tm
 
 def test_a_search_refuses_what_does_not_fit_into_the_device(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "zero.yaml"
-    data = {"name": "zero", "space": "edge", "device": "raspberry-pi-zero-2w", "trials": 6}
+    data = {"name": "zero", "space": "edge", "device": "raspberry-pi-zero-2w", "trials": 6, "sampler": "random"}
     file.write_text(yaml.safe_dump({**data, "proxy": {"cheap": "published", "promote": 0}}))
     done = run("search", file, "--json")
     assert done.returncode == 0, done.stderr

@@ -366,7 +366,7 @@ def test_a_living_neighbours_config_is_left_to_it_and_a_dead_ones_is_taken_over(
     # what the search is about to propose first, and a point of somebody who will die meanwhile
     first = unfinished(experiment_url, living, monkeypatch).params
     archive.close()
-    monkeypatch.setitem(search_module.SAMPLERS, "nsga2", lambda *_: optuna.samplers.RandomSampler(seed=0))
+    monkeypatch.setitem(search_module.SAMPLERS, "cost_aware", lambda *_: optuna.samplers.RandomSampler(seed=0))
     monkeypatch.setattr("nas.tally._CHECK_S", 0.0)
     archive = Archive.open(experiment_url)
     search(archive, pricer_of(archive.experiment), 5, 0, same, quiet)

@@ -139,7 +139,8 @@ def show_searches(found: dict[str, Any]) -> None:
             table.add_row(method, *cells, f"{each['duplicates']:.0f}", f"{each['cpu_ms_per_trial']:.1f}")
         out.print(table)
     out.print(
-        f"pricing {found['pricing_per_s']:,.0f} points/s, of the first million {found['pricing_first_per_s']:,.0f}; a new device's front {found['new_device_front_s']:.1f} s; "
+        f"pricing {found['pricing_per_s']:,.0f} points/s, of the first million {found['pricing_first_per_s']:,.0f}; "
+        f"a new device's front {found['new_device_front_s']:.1f} s; "
         f"storage {found['storage_ms_per_trial']:.1f} ms a trial, two workers",
         markup=False,
     )

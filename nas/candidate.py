@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ _BASES = tuple(Basis)
 _PRECISIONS = {precision: at for at, precision in enumerate(Precision)}
 #: Fields of a part that are sums over its groups, and the others.
 _SUMMED = np.arange(4)
-_BASIS, _PEAK, _PARAMETERS, _STORED, _CACHE = range(4, 9)
+_SECONDS, _, _CALLS, _READ, _BASIS, _PEAK, _PARAMETERS, _STORED, _CACHE = range(9)
 
 
 def _groups(
@@ -96,10 +97,14 @@ class Pricer:
     def joined(self, vision_at: Places, projector_at: Places, language_at: Places) -> dict[str, Array]:
         """As `columns`, of configs whose parts stand there (`places`)."""
         at = (vision_at, projector_at, language_at, language_at)
-        # each (phases, configs)
-        seconds, _, calls, read, _, peak_bytes, parameters, stored, cached = np.array(
-            [table[:, where] for table, where in zip(self._tables, at, strict=True)]
-        ).transpose(1, 0, 2)
+        parts = list(zip(self._tables, at, strict=True))
+        seconds, calls, read, peaks = (
+            [table[field][where] for table, where in parts] for field in (_SECONDS, _CALLS, _READ, _PEAK)
+        )
+        # the decoder's parameters and weights are those of its prefill
+        parameters, stored = (
+            sum(table[field][where] for table, where in parts[:3]) for field in (_PARAMETERS, _STORED)
+        )
         overhead_s = self.model.overhead_s
         vision = seconds[0] + overhead_s(Phase.VISION, calls[0] + calls[1], seconds[0] + seconds[1], read[0] + read[1])
         prefill = seconds[2] + overhead_s(Phase.PREFILL, calls[2], seconds[2], read[2])
@@ -114,8 +119,8 @@ class Pricer:
             "time_to_first_token_s": first,
             "latency_s": whole,
             "energy_j": energy_j(whole, self.model.profile),
-            "peak_bytes": stored[:3].sum(0) + cached[3] + peak_bytes.max(0),
-            "parameters": parameters[:3].sum(0),
+            "peak_bytes": stored + self._tables[3][_CACHE][language_at] + reduce(np.maximum, peaks),
+            "parameters": parameters,
         }
 
     def places(self, component: int, keys: Sequence[Hashable], configs: Sequence[PricedConfig]) -> Places:
@@ -154,11 +159,12 @@ class Pricer:
         """Numbers of parts in one phase, as fields of `_Part`: (fields, parts)."""
         table = np.zeros((len(_Part._fields), len(new)))
         for at, (config, _, found) in enumerate(new):
+            if phase is Phase.DECODE:  # its parameters and weights are those of the prefill
+                table[_CACHE, at] = config.kv_cache_bytes(self.workload) if found else 0.0
+                continue
             table[_PARAMETERS, at] = config.parameters_of(phase)
-            if found:  # else this model has no such phase: it takes nothing, and weakens the basis of nothing
-                # the decoder's weights are those of its prefill
-                table[_STORED, at] = 0.0 if phase is Phase.DECODE else config.stored_bytes(phase)
-                table[_CACHE, at] = config.kv_cache_bytes(self.workload) if phase is Phase.DECODE else 0.0
+            # a model without such a phase takes nothing, and weakens the basis of nothing
+            table[_STORED, at] = config.stored_bytes(phase) if found else 0.0
         has = [at for at, (_, _, found) in enumerate(new) if found]
         if has:
             numbers = self._numbers([(precision, group) for at in has for precision, group in _groups(new[at])])

@@ -7,6 +7,7 @@ look-ups.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -26,36 +27,32 @@ class SpacePricer:
 
     def __init__(self, space: SearchSpace, pricer: Pricer) -> None:
         self.space, self.pricer = space, pricer
-        factors = space.factors
-        self._vision, self._image, self._projector, self._language = (
-            _Knobs(space, names) for names in (factors.vision, factors.image, factors.projector, factors.language)
+        own = space.factors
+        grid, widths = _Number(space, own.grid, _grid), (own.vision_width, own.language_width)
+        across, along = (_Number(space, names, width) for names, width in zip(widths, (_across, _along), strict=True))
+        tokens = _Number(space, own.image_tokens, _tokens)
+        self._parts = (
+            (_Knobs(space, own.vision), grid),
+            (_Knobs(space, own.projector), grid, across, along),
+            (_Knobs(space, own.language), tokens),
         )
-        self._seen = [np.full(knobs.size, -1, np.intp) for knobs in (self._vision, self._projector)]
-        tokens = [self._config(row).image_tokens for row in self._image.rows()]
-        self._counts, self._count_of = np.unique(tokens, return_inverse=True)
-        self._seen.append(np.full(self._language.size * len(self._counts), -1, np.intp))
+        self._seen = [np.full(prod(each.size for each in part), -1, np.intp) for part in self._parts]
 
     def columns(self, indices: Indices) -> dict[str, Array]:
         """As `Pricer.columns`, of points as indices, (points, choices)."""
-        language = self._language.of(indices) * len(self._counts) + self._count_of[self._image.of(indices)]
-        at = (self._vision.of(indices), self._projector.of(indices), language)
-        return self.pricer.joined(*(self._places(part, which, indices) for part, which in enumerate(at)))
-
-    def _places(self, component: int, which: Places, indices: Indices) -> Places:
-        """Where a component of each point stands in the pricer's tables; `which` it is of all that the space has."""
-        seen = self._seen[component]
-        found = seen[which]
-        missing = np.flatnonzero(found < 0)
-        if len(missing):
-            new, first = np.unique(which[missing], return_index=True)
-            configs = [self._config(row) for row in indices[missing[first]]]
-            keys = [config.keys(self.pricer.workload)[component] for config in configs]
-            seen[new] = self.pricer.places(component, keys, configs)
-            found = seen[which]
-        return found
-
-    def _config(self, row: Indices) -> VLMConfig:
-        return self.space.decoder(self.space.point(row))
+        which = [_combined([(each.size, each.of(indices)) for each in part]) for part in self._parts]
+        missing = [
+            _first_of_each(of_all, np.flatnonzero(seen[of_all] < 0))
+            for seen, of_all in zip(self._seen, which, strict=True)
+        ]
+        rows = dict.fromkeys(np.concatenate(missing).tolist())
+        configs = {row: self.space.decoder(self.space.point(indices[row])) for row in rows}
+        for component, first in enumerate(missing):
+            if len(first):
+                new = [configs[row] for row in first.tolist()]
+                keys = [config.keys(self.pricer.workload)[component] for config in new]
+                self._seen[component][which[component][first]] = self.pricer.places(component, keys, new)
+        return self.pricer.joined(*(seen[of_all] for seen, of_all in zip(self._seen, which, strict=True)))
 
 
 class PointPricer:
@@ -81,6 +78,20 @@ def tabled(space: SearchSpace, pricer: Pricer | PlacedPricer) -> SpacePricer | P
     return PointPricer(space, pricer) if isinstance(pricer, PlacedPricer) else SpacePricer(space, pricer)
 
 
+def _combined(parts: Sequence[tuple[int, Places]]) -> Places:
+    """Numbers of combinations: of each part how many there are, and which each point has."""
+    found = parts[0][1]
+    for size, which in parts[1:]:
+        found = found * size + which
+    return found
+
+
+def _first_of_each(which: Places, rows: Places) -> Places:
+    """Of the points in `rows` the first of every combination."""
+    _, first = np.unique(which[rows], return_index=True)
+    return rows[first]
+
+
 class _Knobs:
     """Some choices of a space, and the number of each combination of their values."""
 
@@ -97,13 +108,42 @@ class _Knobs:
 
     def of(self, indices: Indices) -> Places:
         """Which combination each point has."""
-        found = np.zeros(len(indices), np.intp)
-        for column, size in zip(self._columns, self._sizes, strict=True):
-            found = found * size + indices[:, column]
-        return found
+        sizes = zip(self._columns, self._sizes, strict=True)
+        return _combined([(1, np.zeros(len(indices), np.intp)), *((size, indices[:, at]) for at, size in sizes)])
 
     def rows(self) -> Indices:
         """A point for each combination, in order; all other choices have their first value."""
         found = np.zeros((self.size, self._width), np.intp)
         found[:, self._columns] = np.array(np.unravel_index(np.arange(self.size), self._sizes)).T
         return found
+
+
+class _Number:
+    """A number of a config that hangs on some choices, and which of the space's such numbers each point has."""
+
+    def __init__(self, space: SearchSpace, names: tuple[str, ...], number: Callable[[VLMConfig], int]) -> None:
+        self._knobs = _Knobs(space, names)
+        found = [number(space.decoder(space.point(row))) for row in self._knobs.rows()] if names else [0]
+        numbers, self._which = np.unique(found, return_inverse=True)
+        self.size = len(numbers)
+
+    def of(self, indices: Indices) -> Places:
+        """Which of the numbers each point has."""
+        found: Places = self._which[self._knobs.of(indices)]
+        return found
+
+
+def _grid(config: VLMConfig) -> int:
+    return config.vision.grid
+
+
+def _across(config: VLMConfig) -> int:
+    return config.vision.width
+
+
+def _along(config: VLMConfig) -> int:
+    return config.language.width
+
+
+def _tokens(config: VLMConfig) -> int:
+    return config.image_tokens

@@ -69,15 +69,6 @@ def _matrices(groups: Iterable[KernelGroup]) -> _Matrices:
     return tuple((count, n, k) for (n, k), count in found.items())
 
 
-def _stored_bytes(parameters: int, matrices: _Matrices, precision: Precision) -> float:
-    """Bytes of parameters of which matrices are stored with scales; those of no matrix as activations."""
-    if precision in (Precision.FP32, Precision.FP16):  # no scales, and all of one size
-        return parameters * precision.bytes
-    apart = parameters - sum(count * n * k for count, n, k in matrices)
-    scaled = sum(count * precision.matrix_bytes(n, k) for count, n, k in matrices)
-    return scaled + apart * precision.activation_bytes
-
-
 @dataclass(frozen=True, slots=True)
 class VLMConfig:
     """Image encoder, projector and decoder of one model, and how they are stored and run.
@@ -199,14 +190,20 @@ class VLMConfig:
 
         Matrices are stored at their component's precision, all else at that of its activations.
         """
-        precision = self.precision_of(phase)
+        precision, parameters = self.precision_of(phase), self.parameters_of(phase)
         if phase is Phase.VISION:
-            parameters = self.vision.parameters - self.vision.idle_parameters
-            return _stored_bytes(parameters, _encoder_matrices(cast(Hashable, self.vision)), precision)
-        if phase is Phase.PROJECTOR:
-            sizes = (self.projector, self.vision.grid, self.vision.width, self.language.width)
-            return _stored_bytes(self.parameters_of(phase), _projector_matrices(*sizes), precision)
-        return _stored_bytes(self.parameters_of(phase), _decoder_matrices(self.language), precision)
+            parameters -= self.vision.idle_parameters
+        if precision in (Precision.FP32, Precision.FP16):  # no scales, and all of one size
+            return parameters * precision.bytes
+        if phase is Phase.VISION:
+            matrices = _encoder_matrices(cast(Hashable, self.vision))
+        elif phase is Phase.PROJECTOR:
+            matrices = _projector_matrices(self.projector, self.vision.grid, self.vision.width, self.language.width)
+        else:
+            matrices = _decoder_matrices(self.language)
+        apart = parameters - sum(count * n * k for count, n, k in matrices)
+        scaled = sum(count * precision.matrix_bytes(n, k) for count, n, k in matrices)
+        return scaled + apart * precision.activation_bytes
 
     @property
     def weight_bytes(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,21 +28,26 @@ Indices = NDArray[np.intp]
 class Factors:
     """The choices that parts of a config hang on, beside which they hang on none.
 
-    `vision`: encoder and its precision; `image`: the number of image tokens; `projector`: the projector with the widths
-    on both sides of it; `language`: the decoder, where the number of image tokens is known.
+    `vision`: encoder and its precision, where its grid is known; `projector`: the projector, where the grid and the
+    widths on both sides of it are; `language`: the decoder, where the number of image tokens is. The others are the
+    choices that each of these numbers hangs on: many combinations of them give the same number.
     """
 
-    vision: tuple[str, ...]
-    image: tuple[str, ...]
-    projector: tuple[str, ...]
-    language: tuple[str, ...]
+    vision: tuple[str, ...] = ()
+    projector: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
+    grid: tuple[str, ...] = ()
+    vision_width: tuple[str, ...] = ()
+    language_width: tuple[str, ...] = ()
+    image_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """Choices by name; every combination of values decodes to a valid config, each to a different one.
 
-    Models of a `full_size` space keep the vocabularies of published decoders, and are not trained here.
+    Models of a `full_size` space keep the vocabularies of published decoders, and are not trained here. `references`
+    are the points most like published systems, by the system's name: a search starts from them.
     """
 
     name: str
@@ -50,6 +55,7 @@ class SearchSpace:
     decoder: Callable[[Point], VLMConfig]
     factors: Factors
     full_size: bool = False
+    references: Mapping[str, Point] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -85,12 +91,18 @@ class SearchSpace:
             choices[name] = tuple(value for value in choices[name] if value in values)
             if not choices[name]:
                 raise ConfigError(f"choice {name} of space {self.name} needs a value at least")
-        return replace(self, choices=choices)
+        left = {
+            system: point
+            for system, point in self.references.items()
+            if all(point[name] in values for name, values in choices.items())
+        }
+        return replace(self, choices=choices, references=left)
 
     def indices(self, points: Sequence[Point]) -> Indices:
         """The points as a matrix of indices, (points, choices)."""
         places = self._places
-        return np.array([[place[point[name]] for name, place in places.items()] for point in points], dtype=np.intp)
+        found = [[place[point[name]] for name, place in places.items()] for point in points]
+        return np.array(found, dtype=np.intp).reshape(-1, len(places))
 
     def point(self, row: Indices) -> dict[str, Value]:
         """The point of one row of a matrix of indices."""

@@ -40,7 +40,7 @@ class Prices:
             for at, size in enumerate(SIZES.tolist())
         },
         lambda point: NotImplemented,
-        Factors((), (), (), ()),
+        Factors(),
     )
 
     def columns(self, indices: Indices) -> dict[str, Array]:

@@ -173,7 +173,7 @@ def synthetic(seed: int, choices: int, objectives: tuple[str, ...] = ("accuracy"
     }
     thirds = np.array_split(rng.permutation(choices), 3)
     parts = tuple(tuple(int(at) for at in part) for part in thirds)
-    space = SearchSpace(f"synthetic-{choices}-{seed}", named, _undecoded, Factors((), (), (), ()))
+    space = SearchSpace(f"synthetic-{choices}-{seed}", named, _undecoded, Factors())
     growth, memory = [], []
     for size, order in zip(sizes, ordered, strict=True):
         steps = np.linspace(0.0, 1.0, size) if order else rng.uniform(0.0, 0.6, size)

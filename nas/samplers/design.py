@@ -62,15 +62,23 @@ class Design:
         self._span: tuple[Array, Array] | None = None
 
     def start(self, points: Indices, seen: set[bytes], count: int) -> Indices:
-        """A space-filling set within the caps: each as far from what was evaluated and from the others as can be."""
+        """Corners and references of the space, then a space-filling set, all within the caps.
+
+        Of that set each is as far from what was evaluated and from the others as can be.
+        """
         ends = np.array([np.zeros(len(self.sizes), np.intp), self.sizes - 1])
-        pool, _, _ = self._fresh(np.vstack([ends, self._random(self._drawn)]), seen)
+        space = self.task.space
+        first = np.vstack([ends, space.indices(list(space.references.values()))])
+        pool, _, _ = self._fresh(np.vstack([first, self._random(self._drawn)]), seen)
         places, far = self._places(pool), np.full(len(pool), np.inf)
         for place in self._places(points):
             far = np.minimum(far, np.abs(places - place).sum(1))
-        chosen: list[int] = []
+        known = {row.tobytes() for row in first}
+        chosen = [at for at, row in enumerate(pool[: len(first)]) if row.tobytes() in known][:count]
+        for at in chosen:
+            far = np.minimum(far, np.abs(places - places[at]).sum(1))
         while len(chosen) < min(count, len(pool)):
-            chosen.append(int(far.argmax()))  # the first, a corner, where nothing was evaluated
+            chosen.append(int(far.argmax()))
             far = np.minimum(far, np.abs(places - places[chosen[-1]]).sum(1))
         return pool[chosen]
 

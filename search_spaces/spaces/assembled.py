@@ -71,6 +71,15 @@ DEPLOYED: Mapping[str, tuple[Value, ...]] = {
     "soft_tokens": (0, 16),
     "adapter_width": (0, 64),
 }
+#: As systems are published: in fp16, with nothing added.
+PUBLISHED: Mapping[str, Value] = {
+    "vision_precision": "fp16",
+    "projector_precision": "fp16",
+    "language_precision": "fp16",
+    "kv_cache": "fp16",
+    "soft_tokens": 0,
+    "adapter_width": 0,
+}
 #: Those of them that the decoder's cost hangs on.
 LANGUAGE = ("language_precision", "kv_cache", "soft_tokens", "adapter_width")
 
@@ -126,6 +135,11 @@ def _decode(point: Point) -> VLMConfig:
     )
 
 
+def _published(encoder: str, tokens: str, projector: str, decoder: str) -> Point:
+    whole = {"vision_keep": 1.0, "tiles": 1, "language_keep": 1.0}
+    return {"encoder": encoder, "tokens": tokens, "projector": projector, "decoder": decoder, **whole, **PUBLISHED}
+
+
 ASSEMBLED = SearchSpace(
     name="assembled",
     choices={
@@ -141,9 +155,20 @@ ASSEMBLED = SearchSpace(
     decoder=_decode,
     factors=Factors(
         vision=("encoder", "vision_keep", "tiles", "vision_precision"),
-        image=("encoder", "tiles", "tokens"),
-        projector=("encoder", "tiles", "tokens", "projector", "decoder", "projector_precision"),
+        projector=("tiles", "tokens", "projector", "projector_precision"),
         language=("decoder", "language_keep", *LANGUAGE),
+        grid=("encoder",),
+        vision_width=("encoder",),
+        language_width=("decoder",),
+        image_tokens=("encoder", "tiles", "tokens"),
     ),
     full_size=True,
+    # pooling by one is the two layers of LLaVA and FastVLM
+    references={
+        "SmolVLM-256M": _published("siglip-b-512", "few", "pixel_shuffle", "SmolLM2-135M"),
+        "SmolVLM-500M": _published("siglip-b-512", "few", "pixel_shuffle", "SmolLM2-360M"),
+        "FastVLM-0.5B": _published("fastvithd-1024", "all", "average_pool", "Qwen2.5-0.5B"),
+        "MobileVLM_V2-1.7B": _published("clip-l-336", "some", "ldpv2", "MobileLLaMA-1.4B"),
+        "TinyLLaVA-1.5B": _published("siglip-so400m-384", "all", "average_pool", "TinyLlama-1.1B"),
+    },
 )

@@ -12,7 +12,7 @@ from functools import lru_cache
 from search_spaces.config import VLMConfig
 from search_spaces.language import LanguageConfig
 from search_spaces.space import Factors, Point, SearchSpace
-from search_spaces.spaces.assembled import DEPLOYED, LANGUAGE, SHRINKING, TILES, deployed, shrinking
+from search_spaces.spaces.assembled import DEPLOYED, LANGUAGE, PUBLISHED, SHRINKING, TILES, deployed, shrinking
 from search_spaces.vision import VisionTransformer
 
 PATCH_PX = 14
@@ -88,18 +88,7 @@ EDGE = SearchSpace(
     decoder=_decode,
     factors=Factors(
         vision=("image_px", "tiles", "vision_depth", "vision_heads", "vision_keep", "vision_precision"),
-        image=("image_px", "tiles", "divisor"),
-        projector=(
-            "image_px",
-            "tiles",
-            "vision_heads",
-            "projector",
-            "divisor",
-            "language_kv_heads",
-            "language_queries_per_kv_head",
-            "language_head_width",
-            "projector_precision",
-        ),
+        projector=("tiles", "projector", "divisor", "projector_precision"),
         language=(
             "language_depth",
             "language_kv_heads",
@@ -109,6 +98,60 @@ EDGE = SearchSpace(
             "tokenizer",
             *LANGUAGE,
         ),
+        grid=("image_px",),
+        vision_width=("vision_heads",),
+        language_width=("language_kv_heads", "language_queries_per_kv_head", "language_head_width"),
+        image_tokens=("image_px", "tiles", "divisor"),
     ),
     full_size=True,
+    references={
+        "SmolVLM-500M": {
+            "image_px": 448,
+            "tiles": 1,
+            "vision_depth": 12,
+            "vision_heads": 12,
+            "vision_keep": 1.0,
+            "projector": "pixel_shuffle",
+            "divisor": 4,
+            "language_depth": 24,
+            "language_kv_heads": 4,
+            "language_queries_per_kv_head": 4,
+            "language_head_width": 64,
+            "language_keep": 0.625,
+            "tokenizer": "smollm2",
+            **PUBLISHED,
+        },
+        "InternVL2-1B": {
+            "image_px": 448,
+            "tiles": 1,
+            "vision_depth": 24,
+            "vision_heads": 16,
+            "vision_keep": 1.0,
+            "projector": "shuffled_mlp",
+            "divisor": 2,
+            "language_depth": 24,
+            "language_kv_heads": 2,
+            "language_queries_per_kv_head": 6,
+            "language_head_width": 64,
+            "language_keep": 1.0,
+            "tokenizer": "qwen2.5",
+            **PUBLISHED,
+        },
+        "MobileVLM_V2-1.7B": {
+            "image_px": 336,
+            "tiles": 1,
+            "vision_depth": 24,
+            "vision_heads": 16,
+            "vision_keep": 1.0,
+            "projector": "ldpv2",
+            "divisor": 2,
+            "language_depth": 24,
+            "language_kv_heads": 4,
+            "language_queries_per_kv_head": 4,
+            "language_head_width": 128,
+            "language_keep": 0.75,
+            "tokenizer": "smollm2",
+            **PUBLISHED,
+        },
+    },
 )

@@ -87,26 +87,8 @@ TINY = SearchSpace(
     },
     decoder=_decode,
     factors=Factors(
-        vision=(
-            "encoder",
-            "image_px",
-            "vision_depth",
-            "vision_heads",
-            "vision_head_width",
-            "vision_expansion",
-            "projector",
-            "image_tokens",
-        ),
-        image=("image_tokens",),
-        projector=(
-            "image_tokens",
-            "projector",
-            "vision_heads",
-            "vision_head_width",
-            "language_kv_heads",
-            "language_queries_per_kv_head",
-            "language_head_width",
-        ),
+        vision=("encoder", "image_px", "vision_depth", "vision_heads", "vision_head_width", "vision_expansion"),
+        projector=("projector",),
         language=(
             "language_depth",
             "language_kv_heads",
@@ -114,5 +96,9 @@ TINY = SearchSpace(
             "language_head_width",
             "language_expansion",
         ),
+        grid=("image_tokens", "projector"),
+        vision_width=("vision_heads", "vision_head_width"),
+        language_width=("language_kv_heads", "language_queries_per_kv_head", "language_head_width"),
+        image_tokens=("image_tokens",),
     ),
 )

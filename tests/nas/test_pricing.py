@@ -11,7 +11,7 @@ from cost_models.models import cost_model
 from hardware_profiles import load
 from nas.candidate import Pricer
 from nas.pricing import SpacePricer
-from search_spaces import SPACES, Phase, Workload
+from search_spaces import SPACES, Phase, VLMConfig, Workload
 
 WORKLOAD = Workload(prompt_tokens=20, new_tokens=8)
 _COMPONENTS = ("vision", "projector", "language")
@@ -44,18 +44,41 @@ def test_tables_price_as_kernels_do(name: str) -> None:
 @pytest.mark.parametrize("name", SPACES)
 def test_a_part_hangs_on_its_factors_alone(name: str) -> None:
     space, rng = SPACES[name], random.Random(0)
-    factors = space.factors
-    for component, names in enumerate((factors.vision, factors.projector, factors.language)):
+    own = space.factors
+    hangs_on: dict[str, tuple[str, ...]] = {
+        "grid": own.grid,
+        "vision_width": own.vision_width,
+        "language_width": own.language_width,
+        "image_tokens": own.image_tokens,
+    }
+    through = (("grid",), ("grid", "vision_width", "language_width"), ("image_tokens",))
+    for component, (names, numbers) in enumerate(zip((own.vision, own.projector, own.language), through, strict=True)):
+        compared = 0
+        for _ in range(4000):
+            first, other = space.sample(rng), space.sample(rng)
+            if rng.random() < 0.5:  # equal numbers are rare where many choices differ
+                other |= {key: first[key] for number in numbers for key in hangs_on[number]}
+            second = {key: first[key] if key in names else other[key] for key in other}
+            configs = [space.decode(point) for point in (first, second)]
+            if len({tuple(_numbers(config)[number] for number in numbers) for config in configs}) == 1:
+                keys = [config.keys(WORKLOAD)[component] for config in configs]
+                assert keys[0] == keys[1], (_COMPONENTS[component], first, second)
+                compared += 1
+        assert compared > 1000
+    for number, names in hangs_on.items():
         for _ in range(150):
             first, other = space.sample(rng), space.sample(rng)
-            kept = {*names, *factors.image} if _COMPONENTS[component] == "language" else set(names)
-            second = {key: first[key] if key in kept else other[key] for key in other}
-            keys = [space.decode(point).keys(WORKLOAD)[component] for point in (first, second)]
-            assert keys[0] == keys[1], (_COMPONENTS[component], first, second)
-    for _ in range(150):
-        first, other = space.sample(rng), space.sample(rng)
-        second = {key: first[key] if key in factors.image else other[key] for key in other}
-        assert space.decode(first).image_tokens == space.decode(second).image_tokens
+            second = {key: first[key] if key in names else other[key] for key in other}
+            assert _numbers(space.decode(first))[number] == _numbers(space.decode(second))[number]
+
+
+def _numbers(config: VLMConfig) -> dict[str, int]:
+    return {
+        "grid": config.vision.grid,
+        "vision_width": config.vision.width,
+        "language_width": config.language.width,
+        "image_tokens": config.image_tokens,
+    }
 
 
 @pytest.mark.parametrize("name", SPACES)

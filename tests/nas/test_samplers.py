@@ -39,7 +39,7 @@ SPACE = SearchSpace(
         for at, size in enumerate(SIZES)
     },
     lambda point: pytest.fail(f"{point} is decoded"),
-    Factors((), (), (), ()),
+    Factors(),
 )
 
 
@@ -214,6 +214,24 @@ def test_caps_are_kept_before_anything_is_evaluated() -> None:
         assert cost.latency_s <= 3e-3
         assert cost.parameters <= 3e5
         study.tell(trial, [at / 24, cost.latency_s])
+
+
+def test_a_search_starts_from_corners_and_from_what_is_published() -> None:
+    space = SPACES["assembled"]
+    pricer = Pricer(cost_model("roofline", load("raspberry-pi-5")), Workload())
+    caps = {"max_parameters_m": 1000.0}
+    design = Design(Task((Priced(SpacePricer(space, pricer), caps),), TWO), np.random.default_rng(0))
+    points = [space.point(row) for row in design.propose(space.indices([]), np.empty(0), set(), 8)]
+    small = {name: dict(point) for name, point in space.references.items() if space.decode(point).parameters <= 1e9}
+    assert sorted(small) == ["FastVLM-0.5B", "SmolVLM-256M", "SmolVLM-500M"]
+    assert points[0] == {name: values[0] for name, values in space.choices.items()}
+    assert all(point in points[:4] for point in small.values())
+    assert all(space.decode(point).parameters <= 1e9 for point in points)
+    assert len({str(point) for point in points}) == 8
+    # one by one they are the same, and none comes again
+    seen = {space.indices([point])[0].tobytes() for point in points[:2]}
+    (third,) = design.propose(space.indices(points[:2]), np.zeros(2), seen, 1)
+    assert space.point(third) == points[2]
 
 
 def test_an_experiment_may_narrow_its_space() -> None:

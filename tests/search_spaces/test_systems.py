@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_truth import check
 
-from search_spaces import ConfigError, Precision, VLMConfig
+from search_spaces import SPACES, ConfigError, Precision, SearchSpace, VLMConfig
 from search_spaces.systems import QUANTS, reference_system, reference_systems, with_quant
 
 #: From the papers' repositories, model cards and configs; sums of their parts' weights.
@@ -64,3 +64,22 @@ def test_names_may_be_spelt_loosely_and_unknown_ones_name_the_nearest() -> None:
         reference_system("MobileVLM-1.7")
     with pytest.raises(ConfigError, match="did you mean 'w4a16'"):
         with_quant(reference_system("SmolVLM-256M").config, "w4a17")
+
+
+@pytest.mark.parametrize(
+    ("space", "name"), [(space, name) for space in SPACES.values() if space.full_size for name in space.references]
+)
+def test_references_of_a_space_are_like_the_published_systems(space: SearchSpace, name: str) -> None:
+    own, published = space.decode(space.references[name]), reference_system(name).config
+    assert own.image_tokens == published.image_tokens
+    assert own.vision.parameters == pytest.approx(published.vision.parameters, rel=0.04)
+    # those with untied vocabularies keep theirs twice
+    assert own.language.depth == pytest.approx(published.language.depth, rel=0.25)
+    assert own.language.width == pytest.approx(published.language.width, rel=0.15)
+    assert own.parameters == pytest.approx(published.parameters, rel=0.22)
+
+
+def test_a_narrowed_space_keeps_the_references_that_are_left() -> None:
+    space = SPACES["assembled"].narrowed({"encoder": ["siglip-b-512", "clip-b-224"]})
+    assert set(space.references) == {"SmolVLM-256M", "SmolVLM-500M"}
+    assert all(space.decode(point) for point in space.references.values())

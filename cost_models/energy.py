@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from cost_models.cost import Amount
 from hardware_profiles import Basis, Profile
 
 
-def energy_j(latency_s: float, profile: Profile) -> float:
+def energy_j(latency_s: Amount, profile: Profile) -> Amount:
     """Joules that the whole board draws while it computes for `latency_s` seconds."""
     return latency_s * profile.power.active_w.value
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 from search_spaces import Kernel, KernelKind
 
@@ -62,7 +61,6 @@ def vector_width(n: int, lanes: int) -> int:
     return math.gcd(n, lanes)
 
 
-@cache
 def row_tile(rows: int, limit: int) -> int:
     """Rows of the register tile, up to `limit`, that waste least: padded rows and, a little, tile starts."""
     return min(range(1, max(limit, 1) + 1), key=lambda tile: (-(-rows // tile) * (tile + 1.0), -tile))

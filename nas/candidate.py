@@ -96,15 +96,9 @@ class Pricer:
 
     def joined(self, vision_at: Places, projector_at: Places, language_at: Places) -> dict[str, Array]:
         """As `columns`, of configs whose parts stand there (`places`)."""
-        at = (vision_at, projector_at, language_at, language_at)
-        parts = list(zip(self._tables, at, strict=True))
-        seconds, calls, read, peaks = (
-            [table[field][where] for table, where in parts] for field in (_SECONDS, _CALLS, _READ, _PEAK)
-        )
-        # the decoder's parameters and weights are those of its prefill
-        parameters, stored = (
-            sum(table[field][where] for table, where in parts[:3]) for field in (_PARAMETERS, _STORED)
-        )
+        at = (vision_at, projector_at, language_at)
+        seconds, calls, read = (self._phases(field, *at) for field in (_SECONDS, _CALLS, _READ))
+        weights, cache, peaks = self.held(*at)
         overhead_s = self.model.overhead_s
         vision = seconds[0] + overhead_s(Phase.VISION, calls[0] + calls[1], seconds[0] + seconds[1], read[0] + read[1])
         prefill = seconds[2] + overhead_s(Phase.PREFILL, calls[2], seconds[2], read[2])
@@ -119,9 +113,23 @@ class Pricer:
             "time_to_first_token_s": first,
             "latency_s": whole,
             "energy_j": energy_j(whole, self.model.profile),
-            "peak_bytes": stored + self._tables[3][_CACHE][language_at] + reduce(np.maximum, peaks),
-            "parameters": parameters,
+            "peak_bytes": reduce(np.add, weights) + cache + reduce(np.maximum, peaks),
+            "parameters": reduce(np.add, self._phases(_PARAMETERS, *at)[:3]),  # the decoder's are those of its prefill
         }
+
+    def held(
+        self, vision_at: Places, projector_at: Places, language_at: Places
+    ) -> tuple[list[Array], Array, list[Array]]:
+        """(bytes of weights by phase, of the KV cache, of activations at most by phase), of parts that stand there.
+
+        The decoder's weights are told of its prefill, so that their sum over phases is the model's.
+        """
+        at = (vision_at, projector_at, language_at)
+        return self._phases(_STORED, *at), self._phases(_CACHE, *at)[3], self._phases(_PEAK, *at)
+
+    def _phases(self, field: int, vision_at: Places, projector_at: Places, language_at: Places) -> list[Array]:
+        at = (vision_at, projector_at, language_at, language_at)
+        return [table[field][where] for table, where in zip(self._tables, at, strict=True)]
 
     def places(self, component: int, keys: Sequence[Hashable], configs: Sequence[PricedConfig]) -> Places:
         """Where one component of each config stands, by its key; those seen first are priced together."""

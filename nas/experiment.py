@@ -49,7 +49,7 @@ class WorkloadSpec(_Strict):
 
 #: The keys that each source of data reads.
 _SOURCE_KEYS: dict[str, tuple[str, ...]] = {
-    "digit_scenes": (),
+    "digit_scenes": ("limit",),
     "llava": ("json_file", "image_folder"),
     "huggingface": ("dataset", "revision", "subset", "image_subset", "split", "limit"),
 }
@@ -64,6 +64,7 @@ class DataSpec(_Strict):
     """What accuracy is measured on: the digit scenes, a LLaVA-format JSON file, or a Hugging Face dataset.
 
     `dataset` is OWNER/NAME with its revision, or a folder; see `nas.proxies.hub_data.HubSource` for the other keys.
+    `limit` takes so many of its rows, or of the digit scenes so many in all three splits: a quick trial.
     `seed` divides it into train, validation and test; the experiment's own seed leaves that as it is.
     """
 
@@ -82,8 +83,8 @@ class DataSpec(_Strict):
     def _keys_are_of_the_source(self) -> DataSpec:
         for key, value in self:
             if key not in ("source", "seed") and value is not None and key not in _SOURCE_KEYS[self.source]:
-                [owner] = [source for source, keys in _SOURCE_KEYS.items() if key in keys]
-                raise ValueError(f"{key} is a key of the source {owner}, but the source is {self.source}")
+                owners = " or ".join(source for source, keys in _SOURCE_KEYS.items() if key in keys)
+                raise ValueError(f"{key} is a key of the source {owners}, but the source is {self.source}")
         for key in _NEEDED_KEYS[self.source]:
             if getattr(self, key) is None:
                 raise ValueError(f"the source {self.source} needs the key {key}")

@@ -11,15 +11,18 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cost_models.cost import Away, Cost, Memory, RequestCost
+from cost_models.energy import energy_j
 from cost_models.memory import Live, live, merge
 from cost_models.models import CostModel, cost_model
 from hardware_profiles import Basis, Fact, Profile, load
-from nas.candidate import Pricer
+from nas.candidate import Array, Pricer
 from nas.errors import NasError
 from nas.objectives import Violation, objective, violations, with_memory
 from search_spaces import Kernel, Phase, Precision, VLMConfig, Workload, unknown
@@ -99,6 +102,12 @@ class Placement:
             raise unknown("quantisation", self.cloud_quant, QUANTS)
         if not 0 < self.bits_per_pixel < math.inf:
             raise NasError(f"bits_per_pixel > 0 must hold, but got {self.bits_per_pixel:g}")
+
+
+#: What `Pricer.joined` and `Pricer.held` say of many configs.
+Columns = tuple[Mapping[str, Array], tuple[Sequence[Array], Array, Sequence[Array]]]
+_BEFORE_DECODE = ("vision_s", "projector_s", "prefill_s")
+_COLUMNS = ("latency_s", "time_to_first_token_s", "decode_s", "peak_bytes", "energy_j", "parameters")
 
 
 @lru_cache(maxsize=1 << 14)
@@ -221,14 +230,47 @@ class PlacedPricer:
         held_there = held if cloud is config else _Held(cloud, self.workload)
         return {cut: self._at(cut, config, here, there, held, held_there) for cut in self.placement.cuts}
 
+    def sent(self, config: VLMConfig, cut: Cut) -> Sent:
+        """What leaves the device of one request under a cut."""
+        return sent(config, self.workload, cut, self.placement.features, self.placement.bits_per_pixel)
+
+    def at_cut(self, cut: Cut, here: Columns, there: Columns, sent_bytes: Array) -> dict[str, Array]:
+        """The objectives' columns of many configs under a cut, an array (configs,) each, as `every` of each.
+
+        here, there: `Pricer.joined` and `Pricer.held` of device and cloud.
+        """
+        (own, (weights, _, peaks)), (cloud, (cloud_weights, cloud_cache, cloud_peaks)) = here, there
+        if cut is Cut.DEVICE:
+            nothing = np.zeros(len(sent_bytes))
+            return {**{name: own[name] for name in _COLUMNS}, "sent_bytes": nothing, "cloud_bytes": nothing}
+        idle_w, link = self.model.profile.power.idle_w.value, self.placement.link
+        token_s = 8 * TOKEN_BYTES / link.downlink_bits_per_s
+        link_s = 8 * sent_bytes / link.uplink_bits_per_s + link.round_trip_s + token_s
+        decode_s = np.maximum(cloud["decode_s"], token_s)
+        count = len(cut.phases)  # the first of the phases run here
+        computed_s = sum((own[name] for name in _BEFORE_DECODE[:count]), np.zeros(len(sent_bytes)))
+        waited_s = sum((cloud[name] for name in _BEFORE_DECODE[count:]), link_s)
+        first_s = computed_s + waited_s
+        whole_s = first_s + decode_s * self.workload.new_tokens
+        return {
+            "latency_s": whole_s,
+            "time_to_first_token_s": first_s,
+            "decode_s": decode_s,
+            "peak_bytes": sum(weights[:count], reduce(np.maximum, peaks[:count], sent_bytes)),
+            "energy_j": energy_j(computed_s, self.model.profile) + (whole_s - computed_s) * idle_w,
+            "parameters": own["parameters"],
+            "sent_bytes": sent_bytes,
+            "cloud_bytes": sum(cloud_weights[count:], cloud_cache + reduce(np.maximum, cloud_peaks[count:])),
+        }
+
     def _at(
         self, cut: Cut, config: VLMConfig, here: RequestCost, there: RequestCost, held: _Held, held_there: _Held
     ) -> RequestCost:
-        asked, link = self.placement, self.placement.link
+        link = self.placement.link
         if cut is Cut.DEVICE:
             return dataclasses.replace(here, away=Away(cut, Cost(0.0, 0.0, 0.0, Basis.MEASURED), Sent(), 0.0))
         own, others = cut.phases, [phase for phase in Phase if phase not in cut.phases]
-        up = sent(config, self.workload, cut, asked.features, asked.bits_per_pixel)
+        up = self.sent(config, cut)
         token_s = 8 * TOKEN_BYTES / link.downlink_bits_per_s
         link_s = 8 * up.total_bytes / link.uplink_bits_per_s + link.round_trip_s + token_s
         decode = Cost(max(there.decode.latency_s, token_s), 0.0, 0.0, Basis.weakest(there.decode.basis, link.basis))

@@ -33,6 +33,8 @@ from search_spaces.space import Indices
 REFUSED_LIMIT = 200
 #: Seeds of workers, apart from those that a search which goes on takes.
 _SEEDS_APART = 1_000_003
+#: Points by which caps are judged before a search.
+_DRAWN = 10_000
 #: How often progress is told, and the archive asked whether others are done.
 _TELL_S = 0.5
 
@@ -51,7 +53,7 @@ def check_caps(experiment: Experiment, pricer: Pricer | PlacedPricer, seed: int)
     space = experiment.searched
     priced = tabled(space, pricer)
     ends = _ends(space)
-    drawn = space.sample_indices(np.random.default_rng(seed), priced.handful)
+    drawn = space.sample_indices(np.random.default_rng(seed), _DRAWN)
     for indices in (ends, np.vstack([ends, drawn])):
         columns = priced.columns(indices)
         past = excesses(caps, columns)
@@ -63,7 +65,7 @@ def check_caps(experiment: Experiment, pricer: Pricer | PlacedPricer, seed: int)
     if impossible:
 
         def needed(cap: str, of: SearchSpace) -> tuple[Indices, Array]:
-            points = np.vstack([_ends(of), of.sample_indices(np.random.default_rng(seed), priced.handful)])
+            points = np.vstack([_ends(of), of.sample_indices(np.random.default_rng(seed), _DRAWN)])
             return points, tabled(of, pricer).columns(points)[bounded[cap].column] * bounded[cap].scale
 
         told = "; ".join(

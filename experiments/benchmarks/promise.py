@@ -32,7 +32,6 @@ TRIALS, SEEDS, NOISES = 120, 5, (0.01, 0.03)
 class Prices:
     """Exact costs of every point."""
 
-    handful = 10_000
     space = SearchSpace(
         "made-up",
         {

@@ -146,7 +146,6 @@ class PricedTable:
     growth: tuple[Array, ...]  # by choice: logarithm of a value's factor
     memory_growth: tuple[Array, ...]
     scale: tuple[float, ...]
-    handful: int = 10_000
 
     def columns(self, indices: Indices) -> dict[str, Array]:
         """As `SpacePricer.columns`, of seconds and bytes."""

@@ -9,6 +9,7 @@ small network needs thousands of steps before it looks at the image at all. Ever
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -293,9 +294,23 @@ def scene_dataset(name: str, scenes: Sequence[Scene], questions: Sequence[tuple[
     return Dataset(name, ScenePixels(tuple(scenes)), tuple(questions), regions)
 
 
+#: Scenes of train, validation and test.
+_SCENES = (6000, 400, 1000)
+
+
+def limited_scenes(seed: int, limit: int) -> Splits:
+    """As `digit_scenes`, with `limit` scenes in all or up to two more, in the same shares."""
+    return digit_scenes(seed, *(min(each, math.ceil(each * limit / sum(_SCENES))) for each in _SCENES))
+
+
 @functools.lru_cache(maxsize=4)
 def digit_scenes(
-    seed: int, train: int = 6000, validation: int = 400, test: int = 1000, grid: int = 2, per_kind: int = 3
+    seed: int,
+    train: int = _SCENES[0],
+    validation: int = _SCENES[1],
+    test: int = _SCENES[2],
+    grid: int = 2,
+    per_kind: int = 3,
 ) -> Splits:
     """Scenes from handwritten digits; no handwritten image is in two splits. Kept per process.
 

@@ -12,7 +12,7 @@ from nas.experiment import DataSpec, Experiment
 from nas.promotion import weights_path
 from nas.proxies import PROXIES
 from nas.proxies.data import Splits, blind_baseline, llava_dataset
-from nas.proxies.digits import digit_scenes
+from nas.proxies.digits import digit_scenes, limited_scenes
 from nas.proxies.hub_data import HubSource, huggingface_dataset
 from search_spaces import VLMConfig
 
@@ -28,7 +28,7 @@ TUNING_STEPS = 150
 def splits(spec: DataSpec) -> Splits:
     """Train, validation and test images with their questions; read once a process."""
     if spec.source == "digit_scenes":
-        return digit_scenes(spec.seed)
+        return digit_scenes(spec.seed) if spec.limit is None else limited_scenes(spec.seed, spec.limit)
     if spec.source == "huggingface":
         where = HubSource(
             str(spec.dataset), spec.revision, spec.subset, spec.image_subset, spec.split or "train", spec.limit

@@ -24,10 +24,8 @@ _START = 12
 #: Rounds in which the most promising of a pool have descendants, and how many have.
 _ROUNDS = 2
 _PARENTS = 150
-#: Points whose costs tell what counts as dear.
+#: Points that a search starts among, and whose costs tell what counts as dear.
 _DRAWN = 4000
-#: Where fewer points than these are a handful for whoever prices them, there are as many fewer of them.
-_QUICK = 10_000
 #: Draws that an expected gain of several points is the mean of.
 _DRAWS = 64
 
@@ -57,8 +55,8 @@ class Design:
             ]
         )
         self._surrogate = Surrogate(self.sizes, self.ordered)
-        share = min(1.0, self.task.handful / _QUICK)
-        self._pool_size, self._drawn = max(50, int(_POOL * share)), max(200, int(_DRAWN * share))
+        self._ends = np.array([np.zeros(len(self.sizes), np.intp), self.sizes - 1])
+        self._sample = self._random(_DRAWN)
         self._span: tuple[Array, Array] | None = None
 
     def start(self, points: Indices, seen: set[bytes], count: int) -> Indices:
@@ -66,10 +64,11 @@ class Design:
 
         Of that set each is as far from what was evaluated and from the others as can be.
         """
-        ends = np.array([np.zeros(len(self.sizes), np.intp), self.sizes - 1])
         space = self.task.space
-        first = np.vstack([ends, space.indices(list(space.references.values()))])
-        pool, _, _ = self._fresh(np.vstack([first, self._random(self._drawn)]), seen)
+        first = np.vstack([self._ends, space.indices(list(space.references.values()))])
+        pool, _, _ = self._fresh(np.vstack([first, self._sample]), seen)
+        if not len(pool):
+            pool, _, _ = self._fresh(self._random(_DRAWN), seen)
         places, far = self._places(pool), np.full(len(pool), np.inf)
         for place in self._places(points):
             far = np.minimum(far, np.abs(places - place).sum(1))
@@ -104,7 +103,7 @@ class Design:
         for _ in range(_ROUNDS):
             expected = gain.expected(gain.affordable(priced, keeps), mean, deviation)
             parents = pool[np.argsort(-expected)[:_PARENTS]]
-            more = self._fresh(self._varied(parents, parents, self._pool_size), seen | {row.tobytes() for row in pool})
+            more = self._fresh(self._varied(parents, parents, _POOL), seen | {row.tobytes() for row in pool})
             predicted = self._surrogate.predict(more[0])
             pool, priced, keeps = np.vstack([pool, more[0]]), np.hstack([priced, more[1]]), np.hstack([keeps, more[2]])
             mean, deviation = np.r_[mean, predicted[0]], np.r_[deviation, predicted[1]]
@@ -127,8 +126,7 @@ class Design:
     def span(self) -> tuple[Array, Array]:
         """(least, greatest) of each cost among the points that each device affords, (devices, costs)."""
         if self._span is None:
-            ends = np.array([np.zeros(len(self.sizes), np.intp), self.sizes - 1])
-            costs, kept = self.task.costs(np.vstack([ends, self._random(self._drawn)]))
+            costs, kept = self.task.costs(np.vstack([self._ends, self._sample]))
             fit = [each[keeps] if keeps.any() else each for each, keeps in zip(costs, kept, strict=True)]
             self._span = np.array([each.min(0) for each in fit]), np.array([each.max(0) for each in fit])
         return self._span
@@ -154,7 +152,7 @@ class Design:
 
     def _pool(self, points: Indices, front: Indices) -> Indices:
         """Neighbours of the front, crossovers within it, and random points."""
-        return np.vstack([self._varied(points[front], points[front], self._pool_size), self._random(self._pool_size)])
+        return np.vstack([self._varied(points[front], points[front], _POOL), self._random(_POOL)])
 
     def _varied(self, first: Indices, second: Indices, count: int) -> Indices:
         """Points of `first` with one to three choices changed, and half as many crossovers with points of `second`."""

@@ -23,10 +23,6 @@ class Prices(Protocol):
     def space(self) -> SearchSpace:
         """The space whose points are priced."""
 
-    @property
-    def handful(self) -> int:
-        """Points that are priced in a second or two."""
-
     def columns(self, indices: Indices) -> dict[str, Array]:
         """Costs of points, (points, choices), by the objectives' columns, an array (points,) each."""
 
@@ -59,11 +55,6 @@ class Task:
     def space(self) -> SearchSpace:
         """The space that is searched."""
         return self.devices[0].pricer.space
-
-    @property
-    def handful(self) -> int:
-        """Points that are priced on all devices in a second or two."""
-        return min(device.pricer.handful for device in self.devices)
 
     def costs(self, indices: Indices) -> tuple[Array, NDArray[np.bool_]]:
         """(costs (devices, points, costs), kept (devices, points)): as `Priced.costs` on every device."""

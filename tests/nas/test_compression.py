@@ -24,7 +24,7 @@ from nas import screen
 from nas.compress import smaller
 from nas.errors import NasError
 from nas.proxies.data import Splits
-from nas.proxies.digits import digit_scenes
+from nas.proxies.digits import digit_scenes, limited_scenes
 from nas.proxies.pruning import IMPORTANCES, pruned
 from nas.proxies.rounding import rounded, stored
 from nas.proxies.supernet_work import evaluate_slice
@@ -227,7 +227,7 @@ def test_compress_writes_a_smaller_model_that_answers_as_told(
     run: Any, experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
     proxy = {"cheap": "parameters", "dear": "tuned", "promote": 1, "steps": 2, "workers": 1}
-    assert run("search", experiment(trials=4, proxy=proxy)).returncode == 0
+    assert run("search", experiment(trials=4, proxy=proxy, data={"limit": 400})).returncode == 0
     trained = json.loads(run("front", "--json").stdout)[0]
     options = ("--precision", "int8", "--steps", "2", "-f", "config", "-o", "out", "--json")
     done = run("compress", trained["id"], *options)
@@ -238,7 +238,7 @@ def test_compress_writes_a_smaller_model_that_answers_as_told(
     assert {Path(path).name for path in told["files"]} == {"config.json", "weights.safetensors"}
     network, vocabulary = load_weights(tmp_path / "out" / "weights.safetensors")
     assert network.config.id == told["after"]["id"]
-    assert evaluate(network, digit_scenes(0).validation, vocabulary)[0] == told["after"]["accuracy"]
+    assert evaluate(network, limited_scenes(0, 400).validation, vocabulary)[0] == told["after"]["accuracy"]
     told["before"]["objectives"] = told["after"]["objectives"]  # as where the device can price both
     with screen.out.capture() as shown:
         screen.out.print(screen.compressed_table(told))

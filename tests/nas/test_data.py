@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
+from nas.experiment import DataSpec
 from nas.proxies.data import (
     SPECIAL_TOKENS,
+    SPLITS,
     DataError,
     Dataset,
     FolderPixels,
@@ -38,6 +41,7 @@ from nas.proxies.digits import (
     digit_split,
     make_scene,
 )
+from nas.proxies.evaluation import splits
 
 SMALL = {"train": 60, "validation": 20, "test": 20}
 
@@ -161,6 +165,16 @@ def test_data_follow_from_the_seed() -> None:
     assert first.train.questions == again.train.questions
     assert np.array_equal(first.test.images(range(20), 48), again.test.images(range(20), 48))
     assert first.train.questions != other.train.questions
+
+
+def test_a_limit_keeps_the_shares_of_the_splits_and_the_words() -> None:
+    few = splits(DataSpec(limit=148, seed=2))
+    assert [len(getattr(few, split).questions) for split in SPLITS] == [120, 8, 20]
+    assert few.vocabulary() == digit_scenes(2, **SMALL).vocabulary()
+    whole = splits(DataSpec(limit=10**6, seed=2))
+    assert [len(getattr(whole, split).questions) for split in SPLITS] == [6000, 400, 1000]
+    with pytest.raises(ValidationError, match="limit is a key of the source digit_scenes or huggingface, but"):
+        DataSpec(source="llava", json_file="a.json", image_folder=".", limit=4)
 
 
 @pytest.mark.parametrize("image_px", [24, 48, 72, 96])

@@ -33,6 +33,7 @@ def shortened(path: Path, folder: Path, **changes: Any) -> Path:
     if "device" in changes:
         data.pop("devices", None)
     data["proxy"] = {**data.get("proxy", {}), "steps": 3, "promote": 1, "workers": 1}
+    data["data"] = {**data.get("data", {}), "limit": 600}
     short = folder / path.name
     short.write_text(yaml.safe_dump({**data, **changes}), encoding="utf-8")
     return short
@@ -136,7 +137,7 @@ def test_candidates_climb_from_proxy_to_proxy(run: Any, experiment: Any, tmp_pat
         "steps": 2,
         "workers": 1,
     }
-    path = experiment(trials=6, caps={"max_parameters_m": 0.05}, proxy=proxy)
+    path = experiment(trials=6, caps={"max_parameters_m": 0.05}, proxy=proxy, data={"limit": 600})
     for _ in range(2):  # the second time everything is there
         done = run("search", path, "--json")
         assert done.returncode == 0, done.stderr

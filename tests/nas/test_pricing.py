@@ -10,8 +10,11 @@ import pytest
 from cost_models.models import cost_model
 from hardware_profiles import load
 from nas.candidate import Pricer
-from nas.pricing import SpacePricer
-from search_spaces import SPACES, Phase, VLMConfig, Workload
+from nas.objectives import OBJECTIVES
+from nas.placement import CHOSEN_BY, Link, PlacedPricer, Placement
+from nas.pricing import SpacePricer, tabled
+from search_spaces import SPACES, Phase, Precision, VLMConfig, Workload
+from search_spaces.placement import Cut
 
 WORKLOAD = Workload(prompt_tokens=20, new_tokens=8)
 _COMPONENTS = ("vision", "projector", "language")
@@ -39,6 +42,29 @@ def test_tables_price_as_kernels_do(name: str) -> None:
     calls, alone_s = sum(counts), float(model.latencies_s(kernels) @ np.array(counts))
     beside_s = model.overhead_s(Phase.PREFILL, calls, alone_s, 0.0)
     assert found["prefill_s"][0] == pytest.approx(alone_s + beside_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("by", CHOSEN_BY)
+@pytest.mark.parametrize("name", SPACES)
+def test_tables_place_as_configs_are_placed(name: str, by: str) -> None:
+    space = SPACES[name]
+    own, cloud = (Pricer(cost_model("roofline", load(device)), WORKLOAD) for device in ("raspberry-pi-5", "nvidia-l4"))
+    caps = {"max_latency_ms": 30_000.0, "max_sent_mb": 0.05}
+    for asked in (
+        Placement(Link(8e6, 20e6, 0.03), features=Precision.INT8, cloud_quant="w8a8"),
+        Placement(Link(1e6, 1e6, 0.3), cuts=(Cut.AFTER_PROJECTOR, Cut.AFTER_ENCODER)),
+        Placement(Link(1e9, 1e9, 0.001), cuts=(Cut.CLOUD, Cut.DEVICE)),
+    ):
+        pricer = PlacedPricer(own, cloud, asked, caps, by)
+        indices = space.sample_indices(np.random.default_rng(1), 40)
+        placed = tabled(space, pricer)
+        placed.columns(space.sample_indices(np.random.default_rng(2), 40))
+        found = placed.columns(indices)
+        costs = pricer.prices([space.decode(space.point(row)) for row in indices])
+        for each in OBJECTIVES.values():
+            if each.of is not None:
+                expected = [each.of(cost) for cost in costs]
+                np.testing.assert_allclose(found[each.column], expected, rtol=1e-12, err_msg=each.column)
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -54,7 +54,6 @@ class Prices:
     """Of two devices, which differ in what is dear; `scale` is the second's."""
 
     space = SPACE
-    handful = 10_000
 
     def __init__(self, weights: tuple[float, ...]) -> None:
         self.weights = np.array(weights)
@@ -105,21 +104,6 @@ def test_the_fronts_of_two_devices_are_searched_at_once() -> None:
     alone = searched(Task((Priced(FIRST, CAPS),), TWO), 0, 60)
     assert volume(both, SECOND) > volume(alone, SECOND)
     assert volume(both, FIRST) > 0.95 * volume(alone, FIRST)
-
-
-def test_what_is_slow_to_price_is_drawn_less() -> None:
-    slow, counted = Prices(tuple(FIRST.weights)), []
-    slow.handful = 500
-    price = slow.columns
-
-    def columns(indices: np.ndarray) -> dict[str, np.ndarray]:
-        counted.append(len(indices))
-        return price(indices)
-
-    slow.columns = columns  # type: ignore[method-assign]
-    found = searched(Task((Priced(slow, CAPS),), TWO), 0, 20)
-    assert len({row.tobytes() for row in found}) == 20
-    assert sum(counted) / 20 < 1000
 
 
 def test_the_surrogate_learns_and_knows_what_it_does_not_know() -> None:

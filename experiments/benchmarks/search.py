@@ -29,6 +29,7 @@ from optuna.samplers import RandomSampler
 
 from cost_models.models import cost_model
 from experiments.benchmarks.search_methods import METHODS, MOST, REVISION
+from experiments.benchmarks.search_others import KINDS, other
 from experiments.benchmarks.search_problems import DEVICES, Problem, capped, synthetic, tabled
 from experiments.benchmarks.storage import storage_ms_per_trial
 from hardware_profiles import load
@@ -59,10 +60,18 @@ def names(seed: int) -> tuple[str, ...]:
     )
 
 
+def others(seed: int) -> tuple[str, ...]:
+    """Problems that are searched where they are asked for: accuracies of other kinds."""
+    return tuple(f"{kind}-{choices}-{seed}" for kind in KINDS for choices in (12, 15))
+
+
 @cache
 def problem(name: str) -> Problem:
     """The problem of that name."""
     kind, rest = name.split("-", 1)
+    if kind in KINDS:
+        choices, seed = rest.split("-")
+        return other(kind, int(choices), int(seed))
     if kind == "synthetic":
         choices, seed = rest.split("-")
         return synthetic(int(seed), int(choices))
@@ -85,14 +94,14 @@ def search(
 
     `seed` draws the synthetic problems.
     """
-    asked, known = list(methods or METHODS), names(seed)
+    asked, known = list(methods or METHODS), (*names(seed), *others(seed))
     for name in asked:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
     for name in problems:
         if name not in known:
             raise unknown("problem", name, known)
-    jobs = [(name, method, at) for name in problems or known for method in asked for at in range(seeds)]
+    jobs = [(name, method, at) for name in problems or names(seed) for method in asked for at in range(seeds)]
     missing = [job for job in jobs if _stored(folder, *job) is None]
     with worker_pool(workers) as pool:
         running = [pool.submit(_run, folder, *job) for job in sorted(missing, key=lambda job: job[1] not in MOST)]

@@ -161,27 +161,63 @@ class PricedTable:
         return total
 
 
-def synthetic(seed: int, choices: int, objectives: tuple[str, ...] = ("accuracy", "latency")) -> Problem:
-    """A space of that many choices, drawn by seed; two to five million points."""
-    rng = np.random.default_rng([choices, seed])
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A synthetic space with its prices, and what accuracies are drawn for."""
+
+    space: SearchSpace
+    pricer: PricedTable
+    sizes: tuple[int, ...]
+    ordered: tuple[bool, ...]
+
+    def problem(self, objectives: tuple[str, ...], accuracy: Array, noise: float, seed: int) -> Problem:
+        """The problem of finding accuracies, of every point in any unit, which are brought to 0.3 to 0.95."""
+        low, high = accuracy.min(), accuracy.max()
+        scaled = np.asarray(0.3 + 0.65 * (accuracy - low) / (high - low))
+        return Problem(self.space.name, self.space, self.pricer, objectives, scaled, noise=noise, noise_seed=seed)
+
+    def along(self, table: Array, *choices: int) -> Array:
+        """A table over values of ascending choices, to be added to one over all points."""
+        shape = [1] * len(self.sizes)
+        for at in choices:
+            shape[at] = self.sizes[at]
+        return table.reshape(shape)
+
+    def effects(self, rng: np.random.Generator) -> list[Array]:
+        """Of every choice what its values do alone, 0 to 1: saturating where they are ordered."""
+        found = []
+        for size, order in zip(self.sizes, self.ordered, strict=True):
+            bend = rng.uniform(0.5, 4.0)
+            rising = (1 - np.exp(-bend * np.linspace(0.0, 1.0, size))) / (1 - np.exp(-bend))
+            found.append(rising if order else rng.uniform(0.0, 1.0, size))
+        return found
+
+
+def drawn(rng: np.random.Generator, name: str, choices: int) -> Drawn:
+    """A space of that many choices and its prices; a million points or so."""
     sizes = _sizes(rng, choices, 3_000_000)
-    ordered = [size > 2 and at % 5 != 4 for at, size in enumerate(sizes)]
+    ordered = tuple(size > 2 and at % 5 != 4 for at, size in enumerate(sizes))
     named = {
         f"choice_{at}": tuple(range(size)) if order else tuple(f"kind_{n}" for n in range(size))
         for at, (size, order) in enumerate(zip(sizes, ordered, strict=True))
     }
     thirds = np.array_split(rng.permutation(choices), 3)
     parts = tuple(tuple(int(at) for at in part) for part in thirds)
-    space = SearchSpace(f"synthetic-{choices}-{seed}", named, _undecoded, Factors())
+    space = SearchSpace(name, named, _undecoded, Factors())
     growth, memory = [], []
     for size, order in zip(sizes, ordered, strict=True):
         steps = np.linspace(0.0, 1.0, size) if order else rng.uniform(0.0, 0.6, size)
         growth.append(steps * rng.uniform(0.3, 1.5))
         memory.append(steps * rng.uniform(0.0, 1.2))
     pricer = PricedTable(space, parts, tuple(growth), tuple(memory), tuple(rng.uniform(0.5, 2.0, 3)))
-    return Problem(
-        space.name, space, pricer, objectives, _accuracies(rng, sizes, ordered, parts), noise=0.01, noise_seed=seed
-    )
+    return Drawn(space, pricer, sizes, ordered)
+
+
+def synthetic(seed: int, choices: int, objectives: tuple[str, ...] = ("accuracy", "latency")) -> Problem:
+    """A problem of that many choices, drawn by seed: capacities of parts, the weakest of them, pairs of choices."""
+    rng = np.random.default_rng([choices, seed])
+    of = drawn(rng, f"synthetic-{choices}-{seed}", choices)
+    return of.problem(objectives, _accuracies(rng, of), 0.01, seed)
 
 
 def _undecoded(point: Point) -> VLMConfig:
@@ -196,41 +232,24 @@ def _sizes(rng: np.random.Generator, choices: int, most: int) -> tuple[int, ...]
             return tuple(int(size) for size in sizes)
 
 
-def _accuracies(
-    rng: np.random.Generator, sizes: tuple[int, ...], ordered: list[bool], parts: tuple[tuple[int, ...], ...]
-) -> Array:
-    """Truth of every point, by indices: capacity of each part, its weakest part, and pairs of choices."""
-    effects = []
-    for size, order in zip(sizes, ordered, strict=True):
-        t = np.linspace(0.0, 1.0, size)
-        bend = rng.uniform(0.5, 4.0)
-        effect = (1 - np.exp(-bend * t)) / (1 - np.exp(-bend)) if order else rng.uniform(0.0, 1.0, size)
-        effects.append(effect)
-    weight = rng.gamma(1.5, 1.0, len(sizes))
-
-    def along(at: int, values: Array) -> Array:
-        shape = [1] * len(sizes)
-        shape[at] = sizes[at]
-        return values.reshape(shape)
-
+def _accuracies(rng: np.random.Generator, of: Drawn) -> Array:
+    effects, along = of.effects(rng), of.along
+    weight = rng.gamma(1.5, 1.0, len(of.sizes))
     capacity = []
-    for part in parts:
+    for part in of.pricer.parts:
         total = sum(weight[at] for at in part)
-        capacity.append(reduce(np.add, [along(at, effects[at] * weight[at] / total) for at in part]))
+        capacity.append(reduce(np.add, [along(effects[at] * weight[at] / total, at) for at in part]))
     mean = reduce(np.add, capacity) / 3
     weakest = np.minimum(np.minimum(capacity[0], capacity[1]), capacity[2])
     found = 0.7 * mean + 0.3 * weakest
-    for _ in range(len(sizes)):
-        first, second = sorted(rng.choice(len(sizes), 2, replace=False))
+    for _ in of.sizes:
+        first, second = sorted(int(at) for at in rng.choice(len(of.sizes), 2, replace=False))
         # a table of its own, without what either choice does alone
-        table = rng.normal(0, 1, (sizes[first], sizes[second]))
+        table = rng.normal(0, 1, (of.sizes[first], of.sizes[second]))
         table -= table.mean(0, keepdims=True)
         table -= table.mean(1, keepdims=True)
-        shape = [1] * len(sizes)
-        shape[first], shape[second] = sizes[first], sizes[second]
-        found = found + _PAIR * table.reshape(shape)
-    low, high = found.min(), found.max()
-    return np.asarray(0.3 + 0.65 * (found - low) / (high - low))
+        found = found + _PAIR * along(table, first, second)
+    return np.asarray(found)
 
 
 def tabled(device: str, objectives: tuple[str, ...] = ("accuracy", "latency"), cap: str | None = None) -> Problem:

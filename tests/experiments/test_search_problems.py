@@ -10,6 +10,7 @@ import pytest
 
 from experiments.benchmarks import search as benchmark
 from experiments.benchmarks.search_methods import METHODS, Run
+from experiments.benchmarks.search_others import KINDS, other
 from experiments.benchmarks.search_problems import Problem, capped, synthetic, tabled
 from nas import pareto
 from nas.errors import NasError
@@ -50,6 +51,19 @@ def test_a_synthetic_problem_is_what_its_seed_says() -> None:
     # dearer points are better on average, but far from always
     order = np.corrcoef(np.log(problem.costs(drawn)[:, 0]), problem.accuracy[tuple(drawn.T)])[0, 1]
     assert 0.1 < order < 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_problem_of_another_kind_is_what_its_seed_says(kind: str) -> None:
+    problem = other(kind, 12, 3)
+    assert problem.digest == other(kind, 12, 3).digest != other(kind, 12, 4).digest
+    assert problem.accuracy.shape == problem.sizes
+    assert [problem.accuracy.min(), problem.accuracy.max()] == pytest.approx([0.3, 0.95])
+    points = problem.space.sample_indices(np.random.default_rng(1), 4000)
+    found = problem.accuracy[tuple(points.T)]
+    marked = np.hstack([np.eye(size)[points[:, at]] for at, size in enumerate(problem.sizes)])
+    left = found - marked @ np.linalg.lstsq(marked, found, rcond=None)[0]
+    assert 0.05 < left.var() / found.var() < 0.9  # no sum of effects, and not chance
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "optuna_gp"])

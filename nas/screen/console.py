@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from nas.search import Progress
+
+#: Seconds after which what goes on is told though it is no tenth further.
+_PATIENCE_S = 60.0
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -24,7 +28,7 @@ def print_json(data: Any) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar per stage on standard error with the time left; where that is no terminal, a line per tenth."""
+    """A bar per stage on standard error with the time left; where that is no terminal, a line per tenth or minute."""
     if not err.is_terminal:
         yield _line_progress()
         return
@@ -51,13 +55,15 @@ def progress_bar() -> Iterator[Progress]:
         yield show
 
 
-def _line_progress() -> Progress:
-    told: dict[str, int] = {}
+def _line_progress(now: Callable[[], float] = time.monotonic) -> Progress:
+    """A line for every tenth of a stage, and one a minute where that takes longer."""
+    told: dict[str, tuple[int, float]] = {}
 
     def show(stage: str, done: float, total: float, note: str = "") -> None:
         tenth = int(10 * done / total) if total else 10
-        if told.get(stage, -1) < tenth:
-            told[stage] = tenth
+        before, at = told.get(stage, (-1, 0.0))
+        if before < tenth or now() - at >= _PATIENCE_S:
+            told[stage] = tenth, now()
             err.print(f"{stage}: {done:g} of {total:g} {note}", markup=False)
 
     return show

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +134,19 @@ def test_a_search_with_a_gain_ends_before_its_trials_and_goes_on_nowhere(sampler
     assert go_on(0.9) == count
     assert go_on(None) == 120
     archive.close()
+
+
+def test_several_workers_stop_at_the_same_gain(run: Any, experiment: Callable[..., Path], tmp_path: Path) -> None:
+    only = {"projector": ["linear"], "image_px": [24], "language_depth": [1, 2]}
+    path = experiment(trials=400, only=only)
+    done = run("search", path, "--workers", "2", "--until-gain", "90%", "--json")
+    assert done.returncode == 0, done.stderr
+    archive = Archive.open(f"journal:///{tmp_path}/runs/nas.journal")
+    ids = [evaluation.id for evaluation in archive.evaluations("cheap")]
+    archive.close()
+    assert 40 <= len(ids) < 200  # each ends what it is at
+    assert len(ids) == len(set(ids))
+    assert {member["id"] for member in json.loads(done.stdout)["front"]} <= set(ids)
 
 
 def test_advice_says_what_more_trials_would_add_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ _ROUNDS = 2
 _PARENTS = 150
 #: Points that a search starts among, and whose costs tell what counts as dear.
 _DRAWN = 4000
+#: From so many evaluated points on, every other fit doubts what it found of pairs: by the logarithm of a factor.
+_DOUBTED, _DOUBT = 60, 1.5
 #: Draws that an expected gain of several points is the mean of.
 _DRAWS = 64
 
@@ -58,6 +60,7 @@ class Design:
         self._ends = np.array([np.zeros(len(self.sizes), np.intp), self.sizes - 1])
         self._sample = self._random(_DRAWN)
         self._span: tuple[Array, Array] | None = None
+        self._fits = 0  # of many points
 
     def start(self, points: Indices, seen: set[bytes], count: int) -> Indices:
         """Corners and references of the space, then a space-filling set, all within the caps.
@@ -85,14 +88,16 @@ class Design:
         """Up to `count` points that are neither evaluated nor `seen`, the most promising first."""
         if len(points) < _START:
             return self.start(points, seen, count)
+        self._fits += len(points) >= _DOUBTED
+        doubt = 0.0 if self._fits % 2 or len(points) < _DOUBTED else _DOUBT
         with one_thread():
-            return self._promising(points, accuracy, seen, count)
+            return self._promising(points, accuracy, seen, count, doubt)
 
-    def _promising(self, points: Indices, accuracy: Array, seen: set[bytes], count: int) -> Indices:
+    def _promising(self, points: Indices, accuracy: Array, seen: set[bytes], count: int, doubt: float = 0.0) -> Indices:
         known = self.worth_keeping(points, accuracy)
         points, accuracy = points[known], accuracy[known]
         costs, kept = self.task.costs(points)
-        self._surrogate.fit(points, accuracy)
+        self._surrogate.fit(points, accuracy, doubt)
         believed, _ = self._surrogate.predict(points)  # an observed front is made of lucky ones
         front = self._on_a_front(costs, kept, believed)
         gain = Gain(costs, kept, believed, *self.span())

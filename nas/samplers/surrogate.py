@@ -46,8 +46,12 @@ class Surrogate:
         self._theta = self._prior
         self._fitted_on = 0
 
-    def fit(self, points: Indices, accuracy: Array) -> None:
-        """Take points (n, choices) and their accuracies (n,)."""
+    def fit(self, points: Indices, accuracy: Array, doubt: float = 0.0) -> None:
+        """Take points (n, choices) and their accuracies (n,).
+
+        With a doubt, the logarithm of a factor, pairs of choices matter so much more than was found: what was observed
+        lies where the search went, and says little of pairs that it never saw.
+        """
         from scipy.linalg import cho_factor, cho_solve
 
         self._known = self._marked(points)
@@ -56,7 +60,9 @@ class Surrogate:
         if len(points) >= _GROWN * self._fitted_on:
             self._theta = self._found(self._known, target)
             self._fitted_on = len(points)
-        self._tables = self._effects(self._theta)
+        theta, pairs = self._theta.copy(), slice(len(self._sizes) + _SHAPES, len(self._sizes) + 2 * _SHAPES)
+        theta[pairs] += doubt
+        self._tables = self._effects(theta)
         covariance, _ = _covariance(self._known, self._known, *self._tables)
         covariance[np.diag_indices_from(covariance)] += np.exp(self._theta[-1]) + 1e-6
         self._factor = cho_factor(covariance, lower=True)

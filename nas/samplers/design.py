@@ -60,7 +60,7 @@ class Design:
         self._ends = np.array([np.zeros(len(self.sizes), np.intp), self.sizes - 1])
         self._sample = self._random(_DRAWN)
         self._span: tuple[Array, Array] | None = None
-        self._fits = 0  # of many points
+        self._fits = 0  # of `_DOUBTED` points or more
 
     def start(self, points: Indices, seen: set[bytes], count: int) -> Indices:
         """Corners and references of the space, then a space-filling set, all within the caps.
@@ -88,8 +88,9 @@ class Design:
         """Up to `count` points that are neither evaluated nor `seen`, the most promising first."""
         if len(points) < _START:
             return self.start(points, seen, count)
-        self._fits += len(points) >= _DOUBTED
-        doubt = 0.0 if self._fits % 2 or len(points) < _DOUBTED else _DOUBT
+        if len(points) >= _DOUBTED:
+            self._fits += 1
+        doubt = _DOUBT if self._fits and self._fits % 2 == 0 else 0.0
         with one_thread():
             return self._promising(points, accuracy, seen, count, doubt)
 

@@ -95,7 +95,9 @@ def bench_search(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method on each problem.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="What draws the synthetic problems.")] = 10,
     method: Annotated[list[str] | None, typer.Option(help="A method, to be repeated; all by default.")] = None,
-    problem: Annotated[list[str] | None, typer.Option(help="A problem, to be repeated; all by default.")] = None,
+    problem: Annotated[
+        list[str] | None, typer.Option(help="A problem, to be repeated; by default all but other kinds (boxes-12-10).")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     as_json: AsJson = False,
 ) -> None:
